@@ -1,0 +1,360 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look at this host: ask its QEMU, and see what is there already. Nothing is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import grp
+import ipaddress
+import json
+import os
+import pathlib
+import pwd
+import stat
+import typing as t
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _features, _image, _preflight
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import PORTS_PER_GUEST
+
+PROBE_DEADLINE_S = 15
+_LISTEN = "0A"
+
+Definition = t.Mapping[str, t.Any]
+
+
+class Run(t.Protocol):
+    """``AnsibleModule.run_command`` as it is used here."""
+
+    def __call__(self, args: list[str], *, data: str | None = None) -> tuple[int, str, str]:
+        """Run a command; return code, stdout, stderr."""
+        ...  # pylint: disable=unnecessary-ellipsis
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """How to reach the host: run a command, find one (``None``: not there), and where proc is mounted."""
+
+    run: Run
+    find: t.Callable[[str], str | None]
+    proc: str = "/proc"
+    kvm: str = "/dev/kvm"
+
+    def json(self, *args: str) -> t.Any:
+        """Output of a command that prints JSON; ``None`` when it is not there or fails."""
+        path = self.find(args[0])
+        if path is None:
+            return None
+        code, out, _err = self.run([path, *args[1:]])
+        try:
+            return json.loads(out) if code == 0 else None
+        except ValueError:
+            return None
+
+
+# --- QEMU ---------------------------------------------------------------------------------------------------------
+
+
+def probe(tools: Tools, binary: str) -> _features.Features | None:
+    """Start ``binary`` without a machine, ask it, let it quit; ``None`` when it is not installed."""
+    if not os.access(binary, os.X_OK):
+        return None
+    questions: list[dict[str, t.Any]] = [{"execute": "qmp_capabilities", "id": "hello"}]
+    questions += [
+        {"execute": command, "arguments": arguments, "id": key} for key, (command, arguments) in _features.PROBE.items()
+    ]
+    questions += [{"execute": "quit", "id": "quit"}]
+    command = [binary, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio"]
+    timeout = tools.find("timeout")
+    deadline = [] if timeout is None else [timeout, "--signal=KILL", str(PROBE_DEADLINE_S)]
+    code, out, err = tools.run([*deadline, *command], data="\n".join(json.dumps(question) for question in questions))
+    answers = _answers(out)
+    if "version" not in answers or "schema" not in answers:
+        raise ColoError(
+            "qemu_probe_failed",
+            f"{binary} did not answer when it was asked what it can do (exit code {code}): "
+            f"{err.strip()[-400:] or 'no message'}",
+            binary=binary,
+            rc=code,
+        )
+    return _features.features(answers)
+
+
+def _answers(out: str) -> dict[str, t.Any]:
+    answers: dict[str, t.Any] = {}
+    for line in out.splitlines():
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue
+        if "id" in message:
+            answers[message["id"]] = message["return"] if "return" in message else {"error": message["error"]["desc"]}
+    # a question that was refused is no answer, except for the one whose refusal tells something
+    return {
+        key: value
+        for key, value in answers.items()
+        if key == "return_path" or not (isinstance(value, dict) and "error" in value)
+    }
+
+
+# --- what is there ------------------------------------------------------------------------------------------------
+
+
+def look(tools: Tools, definitions: t.Sequence[Definition], bridges: t.Mapping[str, t.Any]) -> _preflight.HostState:
+    """Look at everything :func:`_preflight.problems` needs for these definitions."""
+    interesting = {
+        name for definition in definitions for nic in definition["nics"] for name in (nic["bridge"], nic["tap"])
+    }
+    for name, bridge in bridges.items():
+        interesting |= {name, *(bridge.get("ports") or [])}
+    processes = _processes(tools.proc, definitions)
+    images = {
+        _preflight.parent_path(definition, disk): _image_state(_preflight.parent_path(definition, disk), disk)
+        for definition in definitions
+        for disk in definition["disks"]
+    }
+    return _preflight.HostState(
+        links=_links(tools, interesting),
+        listeners=_listeners(tools.proc, definitions, processes),
+        memory_available_bytes=_memory_available(tools.proc),
+        disk_free_bytes={
+            definition["paths"]["state"]: _free_bytes(definition["paths"]["state"]) for definition in definitions
+        },
+        kvm_problem=_kvm_problem(tools.kvm)
+        if any(definition["accelerator"] == "kvm" for definition in definitions)
+        else None,
+        images=images,
+        sources=_sources(definitions, images),
+        boot_files=_boot_files(definitions),
+        guests={
+            definition["name"]: _preflight.GuestState(
+                resident_bytes=sum(
+                    _resident_bytes(tools.proc, pid) for pid, name in processes.items() if name == definition["name"]
+                ),
+                serving=_serving(definition),
+            )
+            for definition in definitions
+        },
+    )
+
+
+def _links(tools: Tools, interesting: t.Collection[str]) -> dict[str, _preflight.Link]:
+    rows = tools.json("ip", "-json", "-details", "address", "show")
+    if rows is None:
+        raise ColoError("host_unreadable", "the interfaces of this host cannot be listed: install iproute2")
+    files = _network_files(tools) if any(row["ifname"] in interesting for row in rows) else {}
+    return {
+        row["ifname"]: _preflight.Link(
+            name=row["ifname"],
+            kind=(row.get("linkinfo") or {}).get("info_kind"),
+            master=row.get("master"),
+            addresses=tuple(
+                address["local"]
+                for address in row.get("addr_info", [])
+                if address.get("scope") != "link" and "local" in address
+            ),
+            network_file=files.get(row["ifname"]),
+        )
+        for row in rows
+    }
+
+
+def _network_files(tools: Tools) -> dict[str, str]:
+    """Which systemd-networkd file configures which interface; empty where networkd does not run."""
+    listed = tools.json("networkctl", "--json=short", "list") or {}
+    return {row["Name"]: row["NetworkFile"] for row in listed.get("Interfaces", []) if row.get("NetworkFile")}
+
+
+def _processes(proc: str, definitions: t.Sequence[Definition]) -> dict[int, str]:
+    """The processes of our guests (QEMU and keeper, known by the paths in their command lines), with the guest's "
+    "name."""
+    marks = {
+        mark: definition["name"]
+        for definition in definitions
+        for mark in (f"{definition['paths']['run']}/", f"{definition['paths']['config']}/{definition['name']}.json")
+    }
+    found: dict[int, str] = {}
+    for pid in _pids(proc):
+        command = _read(f"{proc}/{pid}/cmdline")
+        for mark, name in marks.items():
+            if mark in command:
+                found[pid] = name
+    return found
+
+
+def _pids(proc: str) -> list[int]:
+    return [int(entry.name) for entry in pathlib.Path(proc).iterdir() if entry.name.isdigit()]
+
+
+def _read(path: str) -> str:
+    """A small file; empty when it is not there, as those of a process that has gone."""
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _listeners(
+    proc: str, definitions: t.Sequence[Definition], processes: t.Mapping[int, str]
+) -> tuple[_preflight.Listener, ...]:
+    ports = {definition["port_base"] + offset for definition in definitions for offset in range(PORTS_PER_GUEST)}
+    wanted: dict[str, tuple[str, int]] = {}
+    for table in ("tcp", "tcp6"):
+        for line in _read(f"{proc}/net/{table}").splitlines()[1:]:
+            fields = line.split()
+            if len(fields) > 9 and fields[3] == _LISTEN:
+                address, port = _socket_address(fields[1])
+                if port in ports:
+                    wanted[fields[9]] = (address, port)
+    owners = _socket_owners(proc, wanted) if wanted else {}
+    return tuple(
+        _preflight.Listener(
+            address=address,
+            port=port,
+            process=_process_name(proc, owners.get(inode)),
+            guest=processes.get(owners.get(inode, -1)),
+        )
+        for inode, (address, port) in wanted.items()
+    )
+
+
+def _socket_address(text: str) -> tuple[str, int]:
+    """Read ``0100007F:2328`` as the kernel writes it: words of 32 bits in the machine's (little-endian) order."""
+    digits, port = text.split(":")
+    raw = bytes.fromhex(digits)
+    packed = b"".join(raw[start : start + 4][::-1] for start in range(0, len(raw), 4))
+    return str(ipaddress.ip_address(packed)), int(port, 16)
+
+
+def _socket_owners(proc: str, inodes: t.Collection[str]) -> dict[str, int]:
+    owners: dict[str, int] = {}
+    for pid in _pids(proc):
+        for inode in _socket_inodes(pathlib.Path(proc, str(pid), "fd")):
+            if inode in inodes:
+                owners.setdefault(inode, pid)
+    return owners
+
+
+def _socket_inodes(directory: pathlib.Path) -> list[str]:
+    try:
+        targets = [str(descriptor.readlink()) for descriptor in directory.iterdir()]
+    except OSError:
+        return []  # the process has gone, or has just closed one
+    return [target.removeprefix("socket:[").rstrip("]") for target in targets if target.startswith("socket:[")]
+
+
+def _process_name(proc: str, pid: int | None) -> str:
+    return "another process" if pid is None else f"{_read(f'{proc}/{pid}/comm').strip() or 'a process'} (pid {pid})"
+
+
+def _memory_available(proc: str) -> int:
+    for line in _read(f"{proc}/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ColoError("host_unreadable", f"{proc}/meminfo does not say how much memory is available")
+
+
+def _resident_bytes(proc: str, pid: int) -> int:
+    fields = _read(f"{proc}/{pid}/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
+
+
+def _free_bytes(path: str) -> int:
+    """Free bytes where ``path`` is or will be."""
+    place = next(place for place in (pathlib.Path(path), *pathlib.Path(path).parents) if place.exists())
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
+
+
+def _kvm_problem(path: str) -> str | None:
+    try:
+        status = pathlib.Path(path).stat()
+        os.close(os.open(path, os.O_RDWR))
+    except OSError as exc:
+        return f"{path} cannot be opened ({exc.strerror})"
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    if status.st_mode & 0o006 == 0o006 or (group == "kvm" and status.st_mode & 0o060 == 0o060):
+        return None
+    return f"{path} belongs to group {group}, which the guests' user is not in"
+
+
+def _image_state(path: str, disk: t.Mapping[str, t.Any]) -> _preflight.FileState:
+    if not os.path.lexists(path):
+        return _preflight.FileState(exists=False)
+    try:
+        _image.check_existing(path, disk["size_bytes"])
+    except ColoError as exc:
+        return _preflight.FileState(exists=True, problem=(exc.error_code, exc.message))
+    return _preflight.FileState(exists=True, allocated_bytes=pathlib.Path(path).stat().st_blocks * 512)
+
+
+def _sources(
+    definitions: t.Sequence[Definition], images: t.Mapping[str, _preflight.FileState]
+) -> dict[str, _preflight.FileState]:
+    """The source files of images that are still to be made; downloads are checked when they are there."""
+    found: dict[str, _preflight.FileState] = {}
+    for definition in definitions:
+        for disk in definition["disks"]:
+            path = _preflight.parent_path(definition, disk)
+            source = disk["source"]
+            if images[path].exists or source is None or not source.startswith("/") or source in found:
+                continue
+            try:
+                _image.check_source(_image.Wish(path, disk["size_bytes"], source, disk["source_format"]))
+                found[source] = _preflight.FileState(exists=True)
+            except ColoError as exc:
+                found[source] = _preflight.FileState(exists=False, problem=(exc.error_code, exc.message))
+    return found
+
+
+def _boot_files(definitions: t.Sequence[Definition]) -> dict[str, _preflight.FileState]:
+    found: dict[str, _preflight.FileState] = {}
+    for definition in definitions:
+        for key in ("kernel", "initrd"):
+            path = (definition["boot"] or {}).get(key)
+            if path is None:
+                continue
+            if not pathlib.Path(path).is_file():
+                text = f"{path} is not a file on this host: put it there, or correct the path"
+                found[path] = _preflight.FileState(exists=False, problem=("boot_file_missing", text))
+            elif not _readable_by(path, definition["user"]):
+                text = (
+                    f"user {definition['user']} may not read {path}: correct its mode, or that of a directory above it"
+                )
+                found[path] = _preflight.FileState(exists=True, problem=("boot_file_unreadable", text))
+            else:
+                found[path] = _preflight.FileState(exists=True)
+    return found
+
+
+def _readable_by(path: str, user: str) -> bool:
+    """Whether ``user`` (who may not exist yet, then anybody) may read the file and pass the directories above it."""
+    try:
+        account = pwd.getpwnam(user)
+        uid, gids = account.pw_uid, set(os.getgrouplist(user, account.pw_gid))
+    except KeyError:
+        uid, gids = -1, set()
+    file = pathlib.Path(path).resolve()
+    wanted = stat.S_IROTH
+    for place in (file, *file.parents):
+        status = place.stat()
+        shift = 6 if status.st_uid == uid else 3 if status.st_gid in gids else 0
+        if not status.st_mode & (wanted << shift):
+            return False
+        wanted = stat.S_IXOTH
+    return True
+
+
+def _serving(definition: Definition) -> bool | None:
+    """Whether this host's copy served last, by its record; ``None`` when there is no word on it."""
+    text = _read(f"{definition['paths']['state']}/record.json")
+    try:
+        serving = json.loads(text).get("serving") if text else None
+    except (ValueError, AttributeError):
+        return None
+    return None if serving is None else bool(serving == definition["host"])

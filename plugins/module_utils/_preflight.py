@@ -1,0 +1,365 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a host can take its guests, decided from what is there now.
+
+Pure: :class:`HostState` is what ``_host`` has seen, :func:`problems` compares it with the definitions. It runs before
+anything is changed, so things a role is about to make (bridges, taps, images) may be missing, but nothing may be in
+their place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import typing as t
+
+from ansible_collections.lockstep.colo.plugins.module_utils._features import Problem
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import MIB, PORTS_PER_GUEST
+
+#: Memory of a QEMU beside its guest's RAM: code, device state, buffers of the migration and the proxies.
+OVERHEAD_BYTES = 128 * MIB
+#: Part of a disk's size that each overlay may need between two checkpoints.
+OVERLAY_SHARE = 0.1
+#: Directories the hardened unit hides from QEMU.
+HIDDEN_DIRECTORIES = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One network interface; ``network_file`` is the systemd-networkd file that configures it."""
+
+    name: str
+    kind: str | None = None
+    master: str | None = None
+    addresses: tuple[str, ...] = ()
+    network_file: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """One listening TCP socket; ``guest`` is set when it belongs to a QEMU or keeper of that guest of ours."""
+
+    address: str
+    port: int
+    process: str
+    guest: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GuestState:
+    """What one host has of one guest: resident bytes of its running QEMU, and whether this host's copy serves."""
+
+    resident_bytes: int = 0
+    serving: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FileState:
+    """What is at a path: ``problem`` is (error_code, message) when it cannot be used."""
+
+    exists: bool
+    allocated_bytes: int = 0
+    problem: tuple[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HostState:
+    """One look at a host. Paths that were not looked at are not in ``images``, ``sources`` and ``boot_files``."""
+
+    links: t.Mapping[str, Link]
+    listeners: tuple[Listener, ...]
+    memory_available_bytes: int
+    disk_free_bytes: t.Mapping[str, int]
+    kvm_problem: str | None
+    images: t.Mapping[str, FileState]
+    sources: t.Mapping[str, FileState]
+    boot_files: t.Mapping[str, FileState]
+    guests: t.Mapping[str, GuestState]
+
+
+def problems(
+    state: HostState, definitions: t.Sequence[t.Mapping[str, t.Any]], bridges: t.Mapping[str, t.Any]
+) -> list[Problem]:
+    """Everything that keeps this host from taking the guests of ``definitions``.
+
+    ``bridges`` are those the network role makes (``colo_bridges``).
+    """
+    found = _bridge_problems(state, bridges)
+    for definition in definitions:
+        found += _link_problems(state, definition)
+        found += _nic_problems(state, definition, bridges)
+        found += _port_problems(state, definition)
+        found += _accelerator_problems(state, definition)
+        found += _disk_problems(state, definition)
+        found += _boot_problems(state, definition)
+    return [*found, *_memory_problems(state, definitions), *_space_problems(state, definitions)]
+
+
+def parent_path(definition: t.Mapping[str, t.Any], disk: t.Mapping[str, t.Any]) -> str:
+    """Path of a disk's parent image (as ``Guest.image`` has it)."""
+    return f"{definition['paths']['state']}/{disk['name']}.qcow2"
+
+
+def needed_memory(definition: t.Mapping[str, t.Any], guest: GuestState) -> int:
+    """Bytes a guest still needs on this host: its RAM, twice on a standby (COLO cache), less what it has already."""
+    serving = guest.serving if guest.serving is not None else definition["host"] == definition["hosts"][0]
+    ram = int(definition["memory_mib"]) * MIB
+    return max(0, (ram if serving else 2 * ram) + OVERHEAD_BYTES - guest.resident_bytes)
+
+
+def needed_memory_of_all(state: HostState, definitions: t.Sequence[t.Mapping[str, t.Any]]) -> int:
+    """Bytes all guests of this host together still need."""
+    return sum(
+        needed_memory(definition, state.guests.get(definition["name"], GuestState())) for definition in definitions
+    )
+
+
+def once(found: t.Sequence[Problem]) -> list[Problem]:
+    """The problems in their order, each told once (several guests may share one)."""
+    return [problem for number, problem in enumerate(found) if problem not in found[:number]]
+
+
+def mib(size: int) -> int:
+    """Bytes in MiB, rounded up."""
+    return -(-size // MIB)
+
+
+def _is_ours(link: Link) -> bool:
+    return link.network_file is not None and link.network_file.rsplit("/", maxsplit=1)[-1].startswith("05-colo-")
+
+
+def _bridge_problems(state: HostState, bridges: t.Mapping[str, t.Any]) -> list[Problem]:
+    found: list[Problem] = []
+    for name, bridge in bridges.items():
+        link = state.links.get(name)
+        if link is not None and link.kind != "bridge":
+            found.append(
+                Problem(
+                    "bridge_name_taken",
+                    "colo_bridges",
+                    name,
+                    f"{name} is there and is no bridge: choose another name for the bridge",
+                )
+            )
+        elif link is not None and not _is_ours(link):
+            found.append(
+                Problem(
+                    "bridge_exists",
+                    "colo_bridges",
+                    name,
+                    f"bridge {name} was made by something else and is left alone: remove it from colo_bridges, "
+                    "guests can use it as it is",
+                )
+            )
+        for port in bridge.get("ports") or []:
+            found += _bridge_port_problems(state, name, port)
+    return found
+
+
+def _bridge_port_problems(state: HostState, bridge: str, port: str) -> list[Problem]:
+    variable = f"colo_bridges.{bridge}.ports"
+    link = state.links.get(port)
+    if link is None:
+        return [Problem("bridge_port_missing", variable, port, f"this host has no interface {port}: correct the name")]
+    if _is_ours(link):
+        return []
+    if link.master is not None and link.master != bridge:
+        return [
+            Problem(
+                "bridge_port_in_use",
+                variable,
+                port,
+                f"{port} belongs to {link.master} already: choose a free interface",
+            )
+        ]
+    if link.addresses:
+        return [
+            Problem(
+                "bridge_port_in_use",
+                variable,
+                port,
+                f"{port} has the address {link.addresses[0]}, which it would lose as a port of a bridge: choose a "
+                "free interface, "
+                "or make the bridge yourself and leave it out of colo_bridges",
+            )
+        ]
+    if link.network_file is not None:
+        return [
+            Problem(
+                "bridge_port_in_use",
+                variable,
+                port,
+                f"{port} is configured by {link.network_file}: choose a free interface, or make the bridge yourself",
+            )
+        ]
+    return []
+
+
+def _link_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[Problem]:
+    wanted = ipaddress.ip_address(definition["link"][definition["host"]])
+    here = {ipaddress.ip_address(address) for link in state.links.values() for address in link.addresses}
+    if wanted in here:
+        return []
+    return [
+        Problem(
+            "link_address_missing",
+            f"colo_link_address of host {definition['host']}",
+            str(wanted),
+            f"no interface of this host has the address {wanted}: configure the link's interface, or correct the "
+            "variable",
+        )
+    ]
+
+
+def _nic_problems(state: HostState, definition: t.Mapping[str, t.Any], bridges: t.Mapping[str, t.Any]) -> list[Problem]:
+    found: list[Problem] = []
+    for number, nic in enumerate(definition["nics"]):
+        variable = f"colo_guests.{definition['name']}.nics[{number}]"
+        bridge = state.links.get(nic["bridge"])
+        if nic["bridge"] not in bridges and bridge is None:
+            found.append(
+                Problem(
+                    "bridge_missing",
+                    f"{variable}.bridge",
+                    nic["bridge"],
+                    f"this host has no bridge {nic['bridge']}: make it, declare it in colo_bridges, or correct the "
+                    "name",
+                )
+            )
+        elif nic["bridge"] not in bridges and bridge is not None and bridge.kind != "bridge":
+            found.append(
+                Problem(
+                    "bridge_missing",
+                    f"{variable}.bridge",
+                    nic["bridge"],
+                    f"{nic['bridge']} is no bridge: name a bridge",
+                )
+            )
+        tap = state.links.get(nic["tap"])
+        if tap is not None and not (tap.kind == "tun" and _is_ours(tap)):
+            found.append(
+                Problem(
+                    "tap_name_taken",
+                    f"{variable}.tap",
+                    nic["tap"],
+                    f"an interface {nic['tap']} is there that is not ours: give the network card another tap name",
+                )
+            )
+    return found
+
+
+def _port_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[Problem]:
+    own = ipaddress.ip_address(definition["link"][definition["host"]])
+    base = int(definition["port_base"])
+    for listener in sorted(state.listeners, key=lambda item: item.port):
+        address = ipaddress.ip_address(listener.address)
+        mapped = getattr(address, "ipv4_mapped", None)
+        meets = address.is_unspecified or own in (address, mapped)
+        if meets and base <= listener.port < base + PORTS_PER_GUEST and listener.guest != definition["name"]:
+            return [
+                Problem(
+                    "port_taken",
+                    f"colo_guests.{definition['name']}.port_base",
+                    base,
+                    f"{listener.process} listens on port {listener.port}, one of this guest's {PORTS_PER_GUEST}: "
+                    "stop it, or choose another port_base or colo_port_base",
+                )
+            ]
+    return []
+
+
+def _accelerator_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[Problem]:
+    if definition["accelerator"] != "kvm" or state.kvm_problem is None:
+        return []
+    return [
+        Problem(
+            "kvm_unusable",
+            f"colo_guests.{definition['name']}.accelerator",
+            "kvm",
+            f"{state.kvm_problem}: switch on virtualisation in the firmware and load the kvm module, or accept slow "
+            "guests with accelerator tcg",
+        )
+    ]
+
+
+def _disk_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[Problem]:
+    found: list[Problem] = []
+    for number, disk in enumerate(definition["disks"]):
+        variable = f"colo_guests.{definition['name']}.disks[{number}]"
+        parent = state.images.get(parent_path(definition, disk))
+        if parent is not None and parent.problem is not None:
+            found.append(Problem(parent.problem[0], f"{variable}.size", disk["size_bytes"], parent.problem[1]))
+        if parent is not None and parent.exists:
+            continue
+        source = state.sources.get(str(disk["source"]))
+        if source is not None and source.problem is not None:
+            found.append(Problem(source.problem[0], f"{variable}.source", disk["source"], source.problem[1]))
+    return found
+
+
+def _boot_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[Problem]:
+    found: list[Problem] = []
+    for key in ("kernel", "initrd"):
+        path = (definition["boot"] or {}).get(key)
+        if path is None:
+            continue
+        variable = f"colo_guests.{definition['name']}.boot.{key}"
+        hidden = next((top for top in HIDDEN_DIRECTORIES if path.startswith(top + "/")), None)
+        if hidden is not None:
+            found.append(
+                Problem(
+                    "boot_file_hidden",
+                    variable,
+                    path,
+                    f"the guest's unit does not see {hidden}: put the file below /srv or /usr/local",
+                )
+            )
+            continue
+        file = state.boot_files.get(path)
+        if file is not None and file.problem is not None:
+            found.append(Problem(file.problem[0], variable, path, file.problem[1]))
+    return found
+
+
+def _memory_problems(state: HostState, definitions: t.Sequence[t.Mapping[str, t.Any]]) -> list[Problem]:
+    needed = needed_memory_of_all(state, definitions)
+    if needed <= state.memory_available_bytes:
+        return []
+    biggest = max(definitions, key=lambda definition: int(definition["memory_mib"]))
+    return [
+        Problem(
+            "memory_short",
+            f"colo_guests.{biggest['name']}.memory_mib",
+            biggest["memory_mib"],
+            f"the guests of this host still need {mib(needed)} MiB and {mib(state.memory_available_bytes)} "
+            "MiB are available; "
+            "a standby needs twice its guest's memory (COLO cache): give the guests less, or the host more",
+        )
+    ]
+
+
+def _space_problems(state: HostState, definitions: t.Sequence[t.Mapping[str, t.Any]]) -> list[Problem]:
+    needs: dict[str, int] = {}
+    for definition in definitions:
+        directory = definition["paths"]["state"]
+        for disk in definition["disks"]:
+            parent = state.images.get(parent_path(definition, disk), FileState(exists=False))
+            overlays = int(2 * OVERLAY_SHARE * disk["size_bytes"])
+            needs[directory] = needs.get(directory, 0) + max(0, disk["size_bytes"] - parent.allocated_bytes) + overlays
+    free = min(
+        (state.disk_free_bytes[directory] for directory in needs if directory in state.disk_free_bytes), default=None
+    )
+    total = sum(needs.values())
+    if free is None or total <= free:
+        return []
+    return [
+        Problem(
+            "space_short",
+            "colo_state_dir",
+            next(iter(needs)).rsplit("/", maxsplit=1)[0],
+            f"the disks of this host's guests can grow by {mib(total)} MiB with their overlays and {mib(free)} "
+            "MiB are free: "
+            "make room, or set colo_state_dir to a larger file system",
+        )
+    ]

@@ -1,0 +1,214 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module: what a host and its QEMU can do for protected guests."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: colo_host_info
+short_description: Ask a host and its QEMU whether they can protect guests
+version_added: 0.1.0
+author:
+  - lockstep.colo maintainers
+description:
+  - Starts the installed QEMU without a machine, asks it what it can do, and lets it quit.
+    Versions are compared only where QEMU cannot be asked.
+  - Compares what the host has with what its guests need, before anything is changed.
+  - Problems are returned, not raised, so that a caller can show all of them at once.
+extends_documentation_fragment:
+  - lockstep.colo.attributes
+  - lockstep.colo.attributes.info_module
+  - lockstep.colo.attributes.actiongroup_colo
+options:
+  qemu_binary:
+    description:
+      - The QEMU to ask.
+    type: path
+    default: /usr/bin/qemu-system-x86_64
+  qemu:
+    description:
+      - Whether problems with QEMU itself are looked for.
+    type: str
+    default: require
+    choices:
+      require: A QEMU that is missing or unfit is a problem.
+      if_present: Only a QEMU that is there and unfit is a problem.
+      ignore: QEMU is not a question, for example because it is about to be installed or upgraded.
+  accept_untested:
+    description:
+      - Accept a QEMU release that has everything COLO needs but on which COLO was never tried.
+    type: bool
+    default: false
+  definitions:
+    description:
+      - Definitions of the guests of this host, as the filter P(lockstep.colo.definitions#filter) makes them.
+      - Without any, only QEMU is asked.
+    type: list
+    elements: dict
+    default: []
+  bridges:
+    description:
+      - Bridges that are about to be made, by name, so that they may be missing.
+        Each may have a list C(ports) of interfaces that are about to be joined to it.
+    type: dict
+    default: {}
+seealso:
+  - module: lockstep.colo.colo_info
+"""
+
+EXAMPLES = r"""
+- name: Ask the host
+  lockstep.colo.colo_host_info:
+    definitions: "{{ colo_definitions }}"
+  register: answer
+
+- name: Refuse a host that cannot take its guests
+  ansible.builtin.assert:
+    that: answer.problems | length == 0
+    fail_msg: "{{ answer.problems | map(attribute='message') | join('; ') }}"
+"""
+
+RETURN = r"""
+host:
+  description: What was seen.
+  returned: success
+  type: dict
+  contains:
+    qemu:
+      description: What the installed QEMU can do, or V(none) when it is not installed.
+      returned: success
+      type: dict
+      contains:
+        version:
+          description: Version of the binary.
+          returned: success
+          type: str
+          sample: 11.1.3
+        package:
+          description: The distribution's package version, as QEMU tells it.
+          returned: success
+          type: str
+          sample: Debian 1:11.1.3+ds-1~bpo13+1
+        missing:
+          description: What COLO needs and this build does not have.
+          returned: success
+          type: list
+          elements: str
+          sample: []
+        accelerators:
+          description: Accelerators it was built with.
+          returned: success
+          type: list
+          elements: str
+          sample: [kvm, tcg]
+        machines:
+          description: Machines a guest can have.
+          returned: success
+          type: list
+          elements: str
+          sample: [pc, q35]
+        return_path:
+          description: Whether C(x-colo) requires the migration capability C(return-path), or refuses it.
+          returned: success
+          type: str
+          sample: requires
+        reconnect:
+          description: The name of the option that makes a socket reconnect, or V(none) when there is none.
+          returned: success
+          type: str
+          sample: reconnect-ms
+        device_state:
+          description: Whether a migration passes through the state C(device).
+          returned: success
+          type: bool
+          sample: true
+        multifd:
+          description: Whether migration over several connections is there.
+          returned: success
+          type: bool
+          sample: true
+    memory_available_mib:
+      description: Memory that is available, in MiB.
+      returned: when O(definitions) are given
+      type: int
+      sample: 7800
+    memory_needed_mib:
+      description: Memory the guests of this host still need, in MiB; a standby needs twice its guest's.
+      returned: when O(definitions) are given
+      type: int
+      sample: 640
+problems:
+  description: Everything that keeps this host from protecting its guests; empty when nothing does.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    error_code:
+      description: The kind of the problem, to branch on.
+      returned: success
+      type: str
+      sample: bridge_missing
+    variable:
+      description: The variable that says what cannot be had.
+      returned: success
+      type: str
+      sample: colo_guests.web1.nics[0].bridge
+    value:
+      description: Its value.
+      returned: success
+      type: raw
+      sample: br7
+    message:
+      description: What is wrong, and what helps.
+      returned: success
+      type: str
+      sample: "this host has no bridge br7: make it, declare it in colo_bridges, or correct the name"
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _features, _host, _preflight
+from ansible_collections.lockstep.colo.plugins.module_utils._module import run_module
+
+
+def examine(module: AnsibleModule) -> dict[str, t.Any]:
+    """Ask the host, and compare."""
+    params = module.params
+    definitions: list[dict[str, t.Any]] = params["definitions"]
+    tools = _host.Tools(run=module.run_command, find=module.get_bin_path)
+    found = _host.probe(tools, params["qemu_binary"])
+    host: dict[str, t.Any] = {"qemu": None if found is None else found.as_dict()}
+    problems: list[_features.Problem] = []
+    if params["qemu"] == "require" or (params["qemu"] == "if_present" and found is not None):
+        for definition in definitions:
+            problems += _features.refusals(found, definition, params["accept_untested"])
+    if definitions:
+        state = _host.look(tools, definitions, params["bridges"])
+        problems += _preflight.problems(state, definitions, params["bridges"])
+        host["memory_available_mib"] = _preflight.mib(state.memory_available_bytes)
+        host["memory_needed_mib"] = _preflight.mib(_preflight.needed_memory_of_all(state, definitions))
+    return {"changed": False, "host": host, "problems": [problem.as_dict() for problem in _preflight.once(problems)]}
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "qemu_binary": {"type": "path", "default": "/usr/bin/qemu-system-x86_64"},
+            "qemu": {"type": "str", "choices": ["require", "if_present", "ignore"], "default": "require"},
+            "accept_untested": {"type": "bool", "default": False},
+            "definitions": {"type": "list", "elements": "dict", "default": []},
+            "bridges": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
+    run_module(module, examine)
+
+
+if __name__ == "__main__":
+    main()

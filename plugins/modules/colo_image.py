@@ -1,0 +1,166 @@
+#!/usr/bin/python
+
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module: the parent image of one disk."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: colo_image
+short_description: Make a guest's disk image once, and never overwrite it
+version_added: 0.1.0
+author:
+  - lockstep.colo maintainers
+description:
+  - Makes a qcow2 image, blank or from a source image, unless it is there already.
+  - An image that is there is never changed.
+    When its virtual size is not the one asked for, the module fails and leaves it.
+  - The image is made beside its path and gets its name when it is complete and on the disk.
+    What a killed run leaves is removed by the next one.
+  - Formats are told, never guessed. An image that names a backing file or an external data file is refused.
+extends_documentation_fragment:
+  - lockstep.colo.attributes
+  - lockstep.colo.attributes.actiongroup_colo
+  - ansible.builtin.files
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  path:
+    description:
+      - Where the image is. Its directory must exist (in check mode it may be missing).
+    type: path
+    required: true
+  size:
+    description:
+      - Virtual size, in bytes or with one of the units K, M, G and T (powers of 1024). A multiple of 512 bytes.
+      - A source that is smaller is enlarged to it.
+    type: str
+    required: true
+  source:
+    description:
+      - An image file on the host to begin with. Without it the disk is blank.
+    type: path
+  source_format:
+    description:
+      - Format of O(source).
+    type: str
+    choices: [qcow2, raw]
+    default: qcow2
+  checksum:
+    description:
+      - The SHA-256 of O(source), as C(sha256:) and 64 hexadecimal digits. It is verified before the source is used.
+    type: str
+  state:
+    description:
+      - The image is there. There is no other state, as nothing here destroys data.
+    type: str
+    choices: [present]
+    default: present
+seealso:
+  - module: lockstep.colo.colo_host_info
+"""
+
+EXAMPLES = r"""
+- name: A blank disk
+  lockstep.colo.colo_image:
+    path: /var/lib/lockstep-colo/web1/data.qcow2
+    size: 20G
+    owner: colo
+    group: colo
+    mode: "0600"
+
+- name: A disk from a cloud image
+  lockstep.colo.colo_image:
+    path: /var/lib/lockstep-colo/web1/root.qcow2
+    size: 20G
+    source: /srv/images/debian-13.qcow2
+    source_format: qcow2
+    checksum: sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    owner: colo
+    group: colo
+    mode: "0600"
+"""
+
+RETURN = r"""
+image:
+  description: The image as it is after the module ran.
+  returned: success
+  type: dict
+  contains:
+    path:
+      description: Where it is.
+      returned: success
+      type: str
+      sample: /var/lib/lockstep-colo/web1/root.qcow2
+    format:
+      description: Always V(qcow2).
+      returned: success
+      type: str
+      sample: qcow2
+    virtual_size:
+      description: Virtual size in bytes.
+      returned: success
+      type: int
+      sample: 21474836480
+    made:
+      description: Whether this run made it (in check mode, would make it).
+      returned: success
+      type: bool
+      sample: false
+"""
+
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _guest, _image
+from ansible_collections.lockstep.colo.plugins.module_utils._module import run_module
+
+
+def ensure(module: AnsibleModule) -> dict[str, t.Any]:
+    """Make the image if it is not there, and see to its owner and mode."""
+    params = module.params
+    wish = _image.Wish(
+        path=params["path"],
+        size_bytes=_guest.size_bytes("size", params["size"]),
+        source=params["source"],
+        source_format=params["source_format"],
+        checksum=params["checksum"],
+    )
+
+    def own(path: str) -> bool:
+        return bool(module.set_fs_attributes_if_different(module.load_file_common_arguments(params, path=path), False))
+
+    made = _image.ensure_parent(module.run_command, wish, module.check_mode, own)
+    image = {"path": wish.path, "format": "qcow2", "virtual_size": wish.size_bytes, "made": made}
+    owned = False if made and module.check_mode else own(wish.path)
+    before = {"path": wish.path, "state": "absent"} if made else image
+    return {"changed": made or owned, "image": image, "diff": {"before": before, "after": image}}
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "size": {"type": "str", "required": True},
+            "source": {"type": "path"},
+            "source_format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
+            "checksum": {"type": "str"},
+            "state": {"type": "str", "choices": ["present"], "default": "present"},
+        },
+        add_file_common_args=True,
+        supports_check_mode=True,
+    )
+    run_module(module, ensure)
+
+
+if __name__ == "__main__":
+    main()
