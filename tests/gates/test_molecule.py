@@ -1,0 +1,53 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every Molecule scenario on the lab's hosts: nothing skipped for want of a file, and not one warning from Ansible."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from ansible_collections.lockstep.colo.tests.gates._run import TOP, run
+
+SCENARIOS = sorted(path.parent.name for path in TOP.glob("molecule/*/molecule.yml") if path.parent.name != "default")
+STATE = TOP / "build" / "molecule"
+
+
+@pytest.mark.fast
+def test_there_are_scenarios() -> None:
+    assert SCENARIOS
+
+
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenario(scenario: str) -> None:
+    # Molecule remembers between runs; a run begins with what is, not with what it remembers.
+    shutil.rmtree(STATE, ignore_errors=True)
+    output = run(
+        *("molecule", "test", "--scenario-name", scenario, "--destroy", "never", "--no-command-borders"),
+        timeout_s=1200,
+        warnings=False,
+        env={"MOLECULE_EPHEMERAL_DIRECTORY": str(STATE), "MOLECULE_GLOB": "molecule/*/molecule.yml"},
+    )
+    recap = re.findall(
+        rf"^{re.escape(scenario)}\s*: actions=([0-9]+) .*missing=([0-9]+)\s+failed=([0-9]+)", output, re.MULTILINE
+    )
+    assert recap, f"no recap of {scenario} in:\n{output}"
+    for actions, missing, failed in recap:
+        assert (int(actions) > 0, missing, failed) == (True, "0", "0"), output
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_playbook_has_its_step(scenario: str) -> None:
+    """A side_effect.yml beside a sequence without that step would never run, and nothing would tell."""
+    directory = TOP / "molecule" / scenario
+    text = (TOP / ".config" / "molecule" / "config.yml").read_text() + (directory / "molecule.yml").read_text()
+    steps = {path.stem for path in directory.glob("*.yml")} - {"molecule"}
+    known = {"converge", "side_effect", "verify"}
+    assert steps & known >= {"converge", "verify"}
+    idle = {step for step in steps & known if not re.search(rf"^\s+- {step}( |$)", text, re.MULTILINE)}
+    assert not idle
