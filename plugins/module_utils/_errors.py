@@ -36,7 +36,9 @@ class DeadlineError(ColoError):
     """A step did not end in its time (``deadline_passed``); ``details`` has the partial result."""
 
     def __init__(self, what: str, timeout_s: float, **details: t.Any) -> None:
-        super().__init__("deadline_passed", f"{what} did not happen within {timeout_s:g} s", timeout_s=timeout_s, **details)
+        super().__init__(
+            "deadline_passed", f"{what} did not happen within {timeout_s:g} s", timeout_s=timeout_s, **details
+        )
 
 
 class QmpError(ColoError):

@@ -229,7 +229,11 @@ class Guest:
 
     def image(self, disk: Disk, kind: ImageKind) -> str:
         """Path of one image: the parent holds the data, active and hidden are disposable overlays."""
-        return f"{self.paths.state}/{disk.name}.qcow2" if kind == "parent" else f"{self.paths.state}/{disk.name}.{kind}.qcow2"
+        return (
+            f"{self.paths.state}/{disk.name}.qcow2"
+            if kind == "parent"
+            else f"{self.paths.state}/{disk.name}.{kind}.qcow2"
+        )
 
 
 # --- the operator's words -> definitions -------------------------------------------------------------------------
@@ -281,12 +285,19 @@ def _choice(variable: str, value: t.Any, choices: t.Sequence[str]) -> str:
 
 
 def _path(variable: str, value: t.Any) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or re.search(r"[\x00-\x1f\x7f%$\"'\\]", value) or "/../" in value + "/":
+    if (
+        not isinstance(value, str)
+        or not value.startswith("/")
+        or re.search(r"[\x00-\x1f\x7f%$\"'\\]", value)
+        or "/../" in value + "/"
+    ):
         raise InputError(variable, value, "give an absolute path without quotes, '%', '$', '..' or control characters")
     return value
 
 
-def _known_keys(variable: str, value: t.Any, required: t.Collection[str], optional: t.Collection[str]) -> dict[str, t.Any]:
+def _known_keys(
+    variable: str, value: t.Any, required: t.Collection[str], optional: t.Collection[str]
+) -> dict[str, t.Any]:
     if not isinstance(value, t.Mapping):
         raise InputError(variable, value, "give a dictionary")
     for key in value:
@@ -298,7 +309,9 @@ def _known_keys(variable: str, value: t.Any, required: t.Collection[str], option
                 "unsupported_device",
             )
         if key not in required and key not in optional:
-            raise InputError(f"{variable}.{key}", value[key], "unknown key; known are " + ", ".join(sorted({*required, *optional})))
+            raise InputError(
+                f"{variable}.{key}", value[key], "unknown key; known are " + ", ".join(sorted({*required, *optional}))
+            )
     for key in required:
         if key not in value:
             raise InputError(f"{variable}.{key}", None, "this key is required")
@@ -328,10 +341,14 @@ def _disks(variable: str, value: t.Any) -> list[dict[str, t.Any]]:
             raise InputError(f"{where}.checksum", None, "a source that is downloaded needs its checksum (sha256:...)")
         disks.append(
             {
-                "name": _matching(f"{where}.name", entry["name"], _PART_NAME, "use a-z and 0-9, beginning with a letter, 15 at most"),
+                "name": _matching(
+                    f"{where}.name", entry["name"], _PART_NAME, "use a-z and 0-9, beginning with a letter, 15 at most"
+                ),
                 "size_bytes": size_bytes(f"{where}.size", entry["size"]),
                 "source": source,
-                "source_format": _choice(f"{where}.source_format", entry.get("source_format", "qcow2"), ("qcow2", "raw")),
+                "source_format": _choice(
+                    f"{where}.source_format", entry.get("source_format", "qcow2"), ("qcow2", "raw")
+                ),
                 "checksum": checksum,
             }
         )
@@ -349,18 +366,27 @@ def _nics(variable: str, value: t.Any, guest: str) -> list[dict[str, t.Any]]:
     for number, raw in enumerate(value):
         where = f"{variable}[{number}]"
         entry = _known_keys(where, raw, ("name", "bridge", "mac"), ("model", "tap"))
-        name = _matching(f"{where}.name", entry["name"], _PART_NAME, "use a-z and 0-9, beginning with a letter, 15 at most")
-        mac = _matching(f"{where}.mac", str(entry["mac"]).lower(), _MAC, "write six pairs of hex digits such as 52:54:00:12:34:56")
+        name = _matching(
+            f"{where}.name", entry["name"], _PART_NAME, "use a-z and 0-9, beginning with a letter, 15 at most"
+        )
+        mac = _matching(
+            f"{where}.mac", str(entry["mac"]).lower(), _MAC, "write six pairs of hex digits such as 52:54:00:12:34:56"
+        )
         if int(mac[:2], 16) & 1:
             raise InputError(f"{where}.mac", mac, "this is a multicast address; clear the lowest bit of the first byte")
         nics.append(
             {
                 "name": name,
-                "bridge": _matching(f"{where}.bridge", entry["bridge"], _IFNAME, "give an interface name of 15 characters at most"),
+                "bridge": _matching(
+                    f"{where}.bridge", entry["bridge"], _IFNAME, "give an interface name of 15 characters at most"
+                ),
                 "mac": mac,
                 "model": _choice(f"{where}.model", entry.get("model", "virtio-net-pci"), NIC_MODELS),
                 "tap": _matching(
-                    f"{where}.tap", entry.get("tap", tap_name(guest, name)), _IFNAME, "give an interface name of 15 characters at most"
+                    f"{where}.tap",
+                    entry.get("tap", tap_name(guest, name)),
+                    _IFNAME,
+                    "give an interface name of 15 characters at most",
                 ),
             }
         )
@@ -395,7 +421,9 @@ def _tuning(variable: str, value: t.Any) -> dict[str, int]:
     checked = {key: _integer(f"{variable}.{key}", merged[key], *_TUNING_RANGES[key]) for key in _TUNING_RANGES}
     if checked["heartbeat_timeout_ms"] < 2 * checked["heartbeat_interval_ms"]:
         raise InputError(
-            f"{variable}.heartbeat_timeout_ms", checked["heartbeat_timeout_ms"], "allow at least two intervals (heartbeat_interval_ms)"
+            f"{variable}.heartbeat_timeout_ms",
+            checked["heartbeat_timeout_ms"],
+            "allow at least two intervals (heartbeat_interval_ms)",
         )
     return checked
 
@@ -404,18 +432,30 @@ def _link(variable: str, hosts: t.Sequence[str], links: t.Mapping[str, t.Any]) -
     result: dict[str, str] = {}
     for host in hosts:
         if host not in links:
-            raise InputError(f"{variable}.hosts", host, "this host is not in the inventory group colo_hosts", "unknown_host")
+            raise InputError(
+                f"{variable}.hosts", host, "this host is not in the inventory group colo_hosts", "unknown_host"
+            )
         try:
             address = ipaddress.ip_address(str(links[host]))
         except ValueError:
             raise InputError(
-                f"colo_link_address of host {host}", links[host], "set it to this host's IP address on the link between the pair"
+                f"colo_link_address of host {host}",
+                links[host],
+                "set it to this host's IP address on the link between the pair",
             ) from None
         if address.is_unspecified or address.is_multicast:
-            raise InputError(f"colo_link_address of host {host}", str(address), "give one unicast address; nothing listens on all of them")
+            raise InputError(
+                f"colo_link_address of host {host}",
+                str(address),
+                "give one unicast address; nothing listens on all of them",
+            )
         result[host] = str(address)
     if len(set(result.values())) != len(result):
-        raise InputError(f"colo_link_address of host {hosts[1]}", result[hosts[1]], "both hosts have the same address; each needs its own")
+        raise InputError(
+            f"colo_link_address of host {hosts[1]}",
+            result[hosts[1]],
+            "both hosts have the same address; each needs its own",
+        )
     return result
 
 
@@ -423,16 +463,22 @@ _REQUIRED = ("hosts", "memory_mib", "disks", "nics")
 _OPTIONAL = ("vcpus", "machine", "cpu", "accelerator", "boot", "port_base", "tuning")
 
 
-def _pair(name: str, raw: t.Any, position: int, links: t.Mapping[str, t.Any], defaults: HostDefaults) -> dict[str, t.Any]:
+def _pair(
+    name: str, raw: t.Any, position: int, links: t.Mapping[str, t.Any], defaults: HostDefaults
+) -> dict[str, t.Any]:
     """The part of a definition that is the same on both hosts."""
-    _matching("colo_guests", name, _GUEST_NAME, "name a guest with a-z, 0-9 and '-', beginning with a letter, 31 at most")
+    _matching(
+        "colo_guests", name, _GUEST_NAME, "name a guest with a-z, 0-9 and '-', beginning with a letter, 31 at most"
+    )
     variable = f"colo_guests.{name}"
     entry = _known_keys(variable, raw, _REQUIRED, _OPTIONAL)
     hosts = entry["hosts"]
     if not isinstance(hosts, list) or len(hosts) != 2 or not all(isinstance(host, str) for host in hosts):
         raise InputError(f"{variable}.hosts", hosts, "name the two hosts of the pair")
     if hosts[0] == hosts[1]:
-        raise InputError(f"{variable}.hosts", hosts, "one host cannot protect a guest from its own death; name two different hosts")
+        raise InputError(
+            f"{variable}.hosts", hosts, "one host cannot protect a guest from its own death; name two different hosts"
+        )
     accelerator = _choice(f"{variable}.accelerator", entry.get("accelerator", defaults.accelerator), ACCELERATORS)
     return {
         "schema": SCHEMA,
@@ -464,7 +510,9 @@ def _pair(name: str, raw: t.Any, position: int, links: t.Mapping[str, t.Any], de
     }
 
 
-def definitions(guests: t.Any, host: str, links: t.Mapping[str, t.Any], defaults: HostDefaults) -> list[dict[str, t.Any]]:
+def definitions(
+    guests: t.Any, host: str, links: t.Mapping[str, t.Any], defaults: HostDefaults
+) -> list[dict[str, t.Any]]:
     """The definitions of all guests that have ``host`` in their pair, in the order of ``colo_guests``.
 
     ``links`` maps every host of the group to its link address. All guests are checked, not only this host's, so that
@@ -549,7 +597,9 @@ def from_definition(raw: t.Mapping[str, t.Any]) -> Guest:
             paths=Paths(**raw["paths"]),
         )
     except (KeyError, TypeError, IndexError) as exc:
-        raise ColoError("definition_unreadable", f"definition is incomplete ({exc}): run site.yml again to write it") from exc
+        raise ColoError(
+            "definition_unreadable", f"definition is incomplete ({exc}): run site.yml again to write it"
+        ) from exc
 
 
 def load(path: str) -> Guest:
@@ -558,9 +608,13 @@ def load(path: str) -> Guest:
         with open(path, encoding="utf-8") as file:
             raw = json.load(file)
     except FileNotFoundError:
-        raise ColoError("guest_unknown", f"{path} does not exist: this guest is not deployed on this host; run site.yml") from None
+        raise ColoError(
+            "guest_unknown", f"{path} does not exist: this guest is not deployed on this host; run site.yml"
+        ) from None
     except (OSError, ValueError) as exc:
-        raise ColoError("definition_unreadable", f"{path} cannot be read ({exc}): run site.yml again to write it") from exc
+        raise ColoError(
+            "definition_unreadable", f"{path} cannot be read ({exc}): run site.yml again to write it"
+        ) from exc
     if not isinstance(raw, dict):
         raise ColoError("definition_unreadable", f"{path} holds no definition: run site.yml again to write it")
     return from_definition(raw)

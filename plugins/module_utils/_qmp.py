@@ -57,7 +57,7 @@ class Monitor:
         self._client.register_listener(self._listener)
         try:
             self._run(self._client.connect(path), timeout_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self._abandon()
             raise QmpError(
                 "qmp_busy",
@@ -86,7 +86,7 @@ class Monitor:
             return
         try:
             self._run(self._client.disconnect(), 1.0)
-        except (asyncio.TimeoutError, QMPError, OSError, EOFError):
+        except (TimeoutError, QMPError, OSError, EOFError):
             # the connection is given up: why its goodbye failed changes nothing
             pass
         for task in asyncio.all_tasks(self._loop):
@@ -111,7 +111,7 @@ class Monitor:
             raise QmpError("qmp_lost", f"{command}: the monitor connection is closed", command=command)
         try:
             return self._run(self._client.execute(command, dict(arguments) if arguments else None, oob=oob), limit)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self._abandon()
             raise DeadlineError(f"an answer to {command}", limit, command=command) from None
         except ExecuteError as exc:

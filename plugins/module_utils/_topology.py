@@ -245,9 +245,32 @@ def standby_commands(guest: Guest) -> list[Command]:
         commands += [
             _chardev(red0, _inet(own, guest.port_mirror(number)), server=True, wait=False),
             _chardev(red1, _inet(own, guest.port_compare(number)), server=True, wait=False),
-            ("object-add", {"qom-type": "filter-redirector", "id": f"f1-{number}", "netdev": netdev, "queue": "tx", "indev": red0, **vnet}),
-            ("object-add", {"qom-type": "filter-redirector", "id": f"f2-{number}", "netdev": netdev, "queue": "rx", "outdev": red1, **vnet}),
-            ("object-add", {"qom-type": "filter-rewriter", "id": rewriter(number), "netdev": netdev, "queue": "all", **vnet}),
+            (
+                "object-add",
+                {
+                    "qom-type": "filter-redirector",
+                    "id": f"f1-{number}",
+                    "netdev": netdev,
+                    "queue": "tx",
+                    "indev": red0,
+                    **vnet,
+                },
+            ),
+            (
+                "object-add",
+                {
+                    "qom-type": "filter-redirector",
+                    "id": f"f2-{number}",
+                    "netdev": netdev,
+                    "queue": "rx",
+                    "outdev": red1,
+                    **vnet,
+                },
+            ),
+            (
+                "object-add",
+                {"qom-type": "filter-rewriter", "id": rewriter(number), "netdev": netdev, "queue": "all", **vnet},
+            ),
         ]
     return commands
 
@@ -279,13 +302,13 @@ def resync_commands(guest: Guest) -> list[Command]:
     ]
 
 
-def primary_chardev_commands(guest: Guest, reconnect_ms_supported: bool) -> list[Command]:
+def primary_chardev_commands(guest: Guest, reconnect_option: str | None) -> list[Command]:
     """Character devices of the primary: clients to the standby, unix pairs inside.
 
     The clients get a reconnect time only because without one QEMU connects in the main loop and a silent peer would
     block the guest; ``reconnect-ms`` replaced ``reconnect`` (seconds) in 9.2.
     """
-    reconnect = {"reconnect-ms": 500} if reconnect_ms_supported else {"reconnect": 1}
+    reconnect = {"reconnect-ms": 500} if reconnect_option == "reconnect-ms" else {"reconnect": 1}
     commands: list[Command] = []
     for number in range(len(guest.nics)):
         mirror, compsec = primary_link_chardevs(number)
@@ -312,9 +335,30 @@ def primary_filter_commands(guest: Guest, rewriters: t.Collection[str]) -> list[
         place = {"insert": "before", "position": f"id={rewriter(number)}"} if rewriter(number) in rewriters else {}
         common = {"netdev": f"hn{number}", **place, **vnet}
         commands += [
-            ("object-add", {"qom-type": "filter-mirror", "id": f"m{number}", "queue": "tx", "outdev": f"mirror{number}", **common}),
-            ("object-add", {"qom-type": "filter-redirector", "id": f"redire0-{number}", "queue": "rx", "indev": f"out{number}", **common}),
-            ("object-add", {"qom-type": "filter-redirector", "id": f"redire1-{number}", "queue": "rx", "outdev": f"compare{number}", **common}),
+            (
+                "object-add",
+                {"qom-type": "filter-mirror", "id": f"m{number}", "queue": "tx", "outdev": f"mirror{number}", **common},
+            ),
+            (
+                "object-add",
+                {
+                    "qom-type": "filter-redirector",
+                    "id": f"redire0-{number}",
+                    "queue": "rx",
+                    "indev": f"out{number}",
+                    **common,
+                },
+            ),
+            (
+                "object-add",
+                {
+                    "qom-type": "filter-redirector",
+                    "id": f"redire1-{number}",
+                    "queue": "rx",
+                    "outdev": f"compare{number}",
+                    **common,
+                },
+            ),
             ("object-add", {"qom-type": "iothread", "id": f"iocmp{number}"}),
             (
                 "object-add",
@@ -342,7 +386,12 @@ def replication_commands(guest: Guest) -> list[Command]:
         commands += [
             (
                 "blockdev-add",
-                {"driver": "replication", "node-name": replication_node(disk), "mode": "primary", "file": nbd_node(disk)},
+                {
+                    "driver": "replication",
+                    "node-name": replication_node(disk),
+                    "mode": "primary",
+                    "file": nbd_node(disk),
+                },
             ),
             ("x-blockdev-change", {"parent": quorum_node(disk), "node": replication_node(disk)}),
         ]

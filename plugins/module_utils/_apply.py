@@ -1,0 +1,418 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Act: carry out the steps of a plan on one guest of this host, each within its deadline.
+
+The one place with effects. An error carries what was done, the step that failed and the migration states seen, so
+that half done is a state like any other.
+"""
+
+from __future__ import annotations
+
+import collections.abc as c
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import time
+import typing as t
+
+from ansible_collections.lockstep.colo.plugins.module_utils import (
+    _generation,
+    _image,
+    _observe,
+    _states,
+    _store,
+    _topology,
+)
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import (
+    ColoError,
+    DeadlineError,
+    QmpError,
+    RefusedError,
+)
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
+from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
+from ansible_collections.lockstep.colo.plugins.module_utils._observe import KEEPER_TIMEOUT_S, RunCommand
+from ansible_collections.lockstep.colo.plugins.module_utils._plan import Step
+from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Event, Monitor
+
+# How long one look at a condition waits for an event that may change it.
+LOOK_S = 0.1
+
+
+@contextlib.contextmanager
+def exclusive(guest: Guest) -> c.Iterator[None]:
+    """One module at a time changes a guest (``guest_busy``). The lock dies with the process."""
+    # the directory is the unprivileged user's: never follow a link that was put there
+    descriptor = os.open(guest.lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                "guest_busy",
+                f"guest {guest.name}: another run is working on it on {guest.host}; wait for that run to end, then try again",
+            ) from None
+        yield
+
+
+class Applier:
+    """Carries out steps on one guest. ``actions``, ``timings_ms`` and ``transitions`` tell what happened."""
+
+    def __init__(self, guest: Guest, run_command: RunCommand, monitor: Monitor | None = None) -> None:
+        self.guest = guest
+        self.run_command = run_command
+        self.actions: list[str] = []
+        self.changed = False
+        self.timings_ms: dict[str, float] = {}
+        self.transitions: list[str] = []
+        self.pauses: list[tuple[float, float]] = []
+        self._stopped_at: float | None = None
+        self._colo_exit: dict[str, t.Any] | None = None
+        self._monitor = monitor
+        self._keeper = KeeperClient(guest.keeper_socket, KEEPER_TIMEOUT_S)
+
+    @property
+    def monitor(self) -> Monitor:
+        """The connection to QEMU, made at the first use."""
+        if self._monitor is None:
+            self._monitor = Monitor(self.guest.qmp_socket)
+        return self._monitor
+
+    @property
+    def connected(self) -> Monitor | None:
+        """The connection if there is one."""
+        return self._monitor
+
+    def close(self) -> None:
+        """Let go of the monitor."""
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
+
+    def run(self, steps: c.Sequence[Step]) -> None:
+        """Do all steps in order, or raise the error of the first that fails."""
+        operations: dict[str, c.Callable[[Step, float], None]] = {
+            "qmp": self._qmp,
+            "capabilities": self._capabilities,
+            "yank": self._yank,
+            "overlays": self._overlays,
+            "record": self._record,
+            "permit": self._permit,
+            "start_unit": self._start_unit,
+            "stop_unit": self._stop_unit,
+            "wait_keeper": self._wait_keeper,
+            "wait_runstate": self._wait_runstate,
+            "wait_heartbeat": self._wait_heartbeat,
+            "wait_jobs_ready": self._wait_jobs_ready,
+            "wait_jobs_gone": self._wait_jobs_gone,
+            "wait_migration": self._wait_migration,
+            "wait_links": self._wait_links,
+            "wait_checkpoints": self._wait_checkpoints,
+            "wait_secondary": self._wait_secondary,
+            "wait_packets": self._wait_packets,
+        }
+        for step in steps:
+            begin = time.monotonic()
+            try:
+                operations[step.operation](step, begin + step.timeout_s)
+            except ColoError as exc:
+                exc.message = f"guest {self.guest.name}, step '{step.title}': {exc.message}"
+                exc.details.update(step=step.title, done=list(self.actions), transitions=list(self.transitions))
+                raise
+            finally:
+                spent = (time.monotonic() - begin) * 1000
+                self.timings_ms[step.title] = round(self.timings_ms.get(step.title, 0.0) + spent, 1)
+            if step.changes:
+                self.actions.append(step.title)
+                self.changed = True
+
+    @property
+    def guest_pause_ms(self) -> float | None:
+        """The longest time the guest stood still while steps ran (STOP to RESUME by QEMU's clock), if it did."""
+        return round(max((end - begin) * 1000 for begin, end in self.pauses), 1) if self.pauses else None
+
+    # --- waiting
+
+    def _next_event(self, timeout_s: float) -> Event | None:
+        event = self.monitor.next_event(timeout_s)
+        if event is None:
+            return None
+        if event.name == "MIGRATION":
+            self.transitions.append(event.data["status"])
+        elif event.name == "STOP":
+            self._stopped_at = event.time_s
+        elif event.name == "RESUME" and self._stopped_at is not None:
+            self.pauses.append((self._stopped_at, event.time_s))
+            self._stopped_at = None
+        elif event.name == "COLO_EXIT":
+            self._colo_exit = event.data
+        return event
+
+    def _wait(
+        self, step: Step, deadline: float, condition: c.Callable[[], bool], partial: c.Callable[[], t.Any]
+    ) -> None:
+        """Until ``condition`` holds; each look waits for QEMU's next event, so nothing is slept through."""
+        while not condition():
+            if time.monotonic() >= deadline:
+                raise DeadlineError(f"'{step.title}'", step.timeout_s, last_seen=partial())
+            self._next_event(min(LOOK_S, max(0.0, deadline - time.monotonic())))
+
+    # --- QEMU
+
+    def _qmp(self, step: Step, deadline: float) -> None:
+        self.monitor.execute(
+            step.arguments["command"], step.arguments["arguments"], timeout_s=max(0.1, deadline - time.monotonic())
+        )
+
+    def _capabilities(self, step: Step, deadline: float) -> None:
+        needed = _observe.live_features(self.monitor).return_path == "requires"
+        command, arguments = _topology.capabilities(step.arguments["role"], needed)
+        self.monitor.execute(command, arguments)
+
+    def _yank(self, step: Step, deadline: float) -> None:
+        try:
+            self._keeper.yank(step.arguments["instances"])
+        except ColoError:
+            # The keeper is the way that works when the main loop is blocked; without it ours may still do, and when
+            # both do not, the error of this one says so.
+            present = self.monitor.execute("query-yank", oob=True)
+            for instance in step.arguments["instances"]:
+                if instance in present:
+                    self.monitor.execute("yank", {"instances": [instance]}, oob=True)
+
+    def _wait_runstate(self, step: Step, deadline: float) -> None:
+        goal, transit, last = step.arguments["goal"], step.arguments["transit"], ""
+
+        def reached() -> bool:
+            nonlocal last
+            last = self.monitor.execute("query-status")["status"]
+            if last not in goal and last not in transit:
+                raise ColoError("illegal_runstate", f"the guest is {last}; expected {' or '.join(goal)}", runstate=last)
+            return last in goal
+
+        self._wait(step, deadline, reached, lambda: last)
+
+    def _jobs(self) -> dict[str, dict[str, t.Any]]:
+        return {job["device"]: job for job in self.monitor.execute("query-block-jobs")}
+
+    def _wait_jobs_ready(self, step: Step, deadline: float) -> None:
+        wanted, jobs = step.arguments["jobs"], self._jobs()
+
+        def ready() -> bool:
+            nonlocal jobs
+            jobs = self._jobs()
+            gone = [name for name in wanted if name not in jobs]
+            if gone:
+                raise ColoError(
+                    "resync_failed",
+                    f"the resync ended before the copy was equal ({', '.join(gone)}): is the standby alive and its disk large enough?",
+                    jobs=gone,
+                )
+            return all(jobs[name].get("ready") for name in wanted)
+
+        self._wait(step, deadline, ready, lambda: {name: [job["offset"], job["len"]] for name, job in jobs.items()})
+
+    def _wait_jobs_gone(self, step: Step, deadline: float) -> None:
+        wanted = set(step.arguments["jobs"])
+        self._wait(
+            step, deadline, lambda: not wanted & self._jobs().keys(), lambda: sorted(wanted & self._jobs().keys())
+        )
+
+    def _wait_migration(self, step: Step, deadline: float) -> None:
+        """By events, held against the legal graph; the query is for what no event tells (a peer that died at the switchover)."""
+        goal, allowed = step.arguments["goal"], {*step.arguments["goal"], *step.arguments["transit"]}
+        # what was seen in earlier waits of this run is part of the way
+        way = [step.arguments["since"]]
+        seen = self.transitions.index(way[0]) + 1 if way[0] in self.transitions else 0
+        while True:
+            way += self.transitions[seen:]
+            seen = len(self.transitions)
+            _states.check_transitions(way)
+            if way[-1] in goal:
+                return
+            if way[-1] not in allowed:
+                raise self._migration_error(way)
+            if time.monotonic() >= deadline:
+                raise DeadlineError(
+                    f"'{step.title}'",
+                    step.timeout_s,
+                    last_seen=way[-1],
+                    migration=self.monitor.execute("query-migrate"),
+                )
+            if self._next_event(0.5) is None:
+                answer = self.monitor.execute("query-migrate")
+                status = answer.get("status", "none")
+                if status in goal and seen == len(self.transitions):
+                    return
+                if answer.get("error-desc") and status in ("pre-switchover", "failed"):
+                    raise self._migration_error(way)
+
+    def _migration_error(self, way: list[str]) -> ColoError:
+        reason = self.monitor.execute("query-migrate").get("error-desc", "QEMU gives no reason")
+        return ColoError(
+            "migration_failed",
+            f"the migration to {self.guest.peer} went {' -> '.join(way)}: {reason}. Look at 'journalctl -u {self.guest.unit}' on both hosts",
+            way=way,
+            reason=reason,
+        )
+
+    def _wait_links(self, step: Step, deadline: float) -> None:
+        wanted = step.arguments["chardevs"]
+        state: dict[str, bool] = {}
+
+        def connected() -> bool:
+            nonlocal state
+            state = _observe.chardevs(self.monitor)
+            return all(state.get(name) for name in wanted)
+
+        self._wait(step, deadline, connected, lambda: {name: state.get(name) for name in wanted})
+
+    def _wait_checkpoints(self, step: Step, deadline: float) -> None:
+        keeper = _observe.keeper_state(self.guest)
+        if keeper is not None and not self.transitions:
+            # already in COLO before this run: the keeper has watched all the time
+            age = keeper["checkpoints"].get("last_age_ms")
+            if age is not None and age <= 2 * self.guest.tuning.checkpoint_delay_ms + 500:
+                return
+        first = len(self.pauses) + (1 if self._stopped_at is not None else 0)
+
+        def enough() -> bool:
+            if self._colo_exit is not None:
+                raise ColoError(
+                    "colo_exit", f"protection ended at once: COLO_EXIT {self._colo_exit}", data=self._colo_exit
+                )
+            return len(self.pauses) >= first + int(step.arguments["count"])
+
+        self._wait(step, deadline, enough, lambda: {"checkpoints": len(self.pauses) - first})
+
+    def _wait_packets(self, step: Step, deadline: float) -> None:
+        taps: c.Sequence[str] = step.arguments["taps"]
+        before = {tap: _observe.tap_packets(tap) for tap in taps}
+        self.monitor.execute("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
+        self._wait(
+            step,
+            deadline,
+            lambda: all(_observe.tap_packets(tap) > before[tap] for tap in taps),
+            lambda: {tap: _observe.tap_packets(tap) - before[tap] for tap in taps},
+        )
+
+    # --- the keeper and the record
+
+    def _wait_keeper(self, step: Step, deadline: float) -> None:
+        self._wait_state(step, deadline, lambda state: bool(state["qemu"]["connected"]))
+
+    def _wait_heartbeat(self, step: Step, deadline: float) -> None:
+        own = _store.read(self.guest)
+        wanted = None if own is None else own.generation + 1
+
+        def heard(state: dict[str, t.Any]) -> bool:
+            payload = state["heartbeat"].get("peer") or {}
+            return bool(state["heartbeat"].get("authenticated")) and payload.get("joins") == wanted
+
+        self._wait_state(step, deadline, heard)
+
+    def _wait_secondary(self, step: Step, deadline: float) -> None:
+        def follows(state: dict[str, t.Any]) -> bool:
+            if state["flags"].get("colo_exit"):
+                raise ColoError("colo_exit", f"protection ended: {state['flags']['colo_exit']}", flags=state["flags"])
+            seen = state["record"] or {}
+            return seen.get("state") == "protected" and not seen.get("stale") and state["checkpoints"]["count"] >= 2
+
+        self._wait_state(step, deadline, follows)
+
+    def _wait_state(self, step: Step, deadline: float, condition: c.Callable[[dict[str, t.Any]], bool]) -> None:
+        state: dict[str, t.Any] = {}
+
+        def holds() -> bool:
+            nonlocal state
+            state = _observe.keeper_state(self.guest) or {}
+            return bool(state) and condition(state)
+
+        def partial() -> t.Any:
+            return {
+                key: state[key] for key in ("qemu", "heartbeat", "checkpoints", "flags") if key in state
+            } or "the keeper does not answer"
+
+        self._wait(step, deadline, holds, partial)
+
+    def _record(self, step: Step, deadline: float) -> None:
+        arguments = {key: value for key, value in step.arguments.items() if key != "transition"}
+        _store.update(self.guest, functools.partial(self._transition, step.arguments["transition"], arguments))
+
+    def _transition(self, name: str, arguments: dict[str, t.Any], record: _generation.Record) -> _generation.Record:
+        own = self.guest.host
+        if name == "started_alone":
+            return _generation.started_alone(record, **arguments)
+        if name == "begin_sync":
+            return _generation.begin_sync(record, **arguments)
+        if name == "enter_protection":
+            return _generation.enter_protection(record, own)
+        if name == "go_alone":
+            return _generation.go_alone(record, **arguments)
+        if name == "take_over" and record.state == "alone" and record.serving == own:
+            # a takeover that was killed after this step
+            return record
+        if name == "take_over":
+            return _generation.take_over(record, **arguments)
+        raise ValueError(name)
+
+    # --- the host
+
+    def _overlays(self, step: Step, deadline: float) -> None:
+        _image.fresh_overlays(self.run_command, self.guest)
+
+    def _permit(self, step: Step, deadline: float) -> None:
+        record = _store.read(self.guest)
+        permit = {
+            "schema": 1,
+            "guest": self.guest.name,
+            "role": step.arguments["role"],
+            "generation": 0 if record is None else record.generation,
+        }
+        temporary = f"{self.guest.permit_file}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        # the directory is the unprivileged user's: never follow a link that was put there
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            # owned by root, so that the start gate can tell a permit of ours; readable through the directory's group
+            os.fchown(file.fileno(), os.geteuid(), os.stat(self.guest.paths.run).st_gid)
+            os.fchmod(file.fileno(), 0o640)
+            json.dump(permit, file)
+        os.rename(temporary, self.guest.permit_file)
+
+    def _start_unit(self, step: Step, deadline: float) -> None:
+        unit = step.arguments["unit"]
+        self.close()
+        code, _out, err = self.run_command(["systemctl", "start", unit])
+        if code != 0:
+            raise ColoError(
+                "unit_failed", f"{unit} did not start ({err.strip()}): look at 'journalctl -u {unit}'", unit=unit
+            )
+        while self._monitor is None:
+            try:
+                self._monitor = Monitor(self.guest.qmp_socket, timeout_s=3.0)
+            except QmpError as exc:
+                if _observe.unit_state(self.run_command, unit) != "active":
+                    raise ColoError(
+                        "unit_failed", f"QEMU ended at once: look at 'journalctl -u {unit}'", unit=unit
+                    ) from exc
+                if time.monotonic() >= deadline:
+                    raise DeadlineError(f"a greeting on {self.guest.qmp_socket}", step.timeout_s) from exc
+                # a socket that is not there yet cannot be waited on in any other way
+                time.sleep(0.02)
+
+    def _stop_unit(self, step: Step, deadline: float) -> None:
+        unit = step.arguments["unit"]
+        self.close()
+        code, _out, err = self.run_command(["systemctl", "stop", unit])
+        state = _observe.unit_state(self.run_command, unit)
+        if code != 0 or state not in ("inactive", "failed"):
+            raise ColoError(
+                "unit_failed",
+                f"{unit} did not stop ({err.strip() or state}): look at 'systemctl status {unit}'",
+                unit=unit,
+            )

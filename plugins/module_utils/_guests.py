@@ -1,0 +1,191 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the guest modules share: options, several guests side by side, and the one way through for each.
+
+A module handles all named guests in one call, each in a thread of its own, so that a slow guest delays no other and
+the number of module runs does not grow with the guests. One guest's error does not stop the others; the module fails
+at the end and returns every guest's result.
+"""
+
+from __future__ import annotations
+
+import collections.abc as c
+import concurrent.futures
+import os
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.lockstep.colo.plugins.module_utils import (
+    _apply,
+    _guest,
+    _observe,
+    _plan,
+    _states,
+    _store,
+    _topology,
+)
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
+from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
+from ansible_collections.lockstep.colo.plugins.module_utils._states import Observation
+
+ARGUMENTS: dict[str, t.Any] = {
+    "name": {"type": "list", "elements": "str", "required": True},
+    "config_dir": {"type": "path", "default": "/etc/lockstep-colo"},
+}
+
+Result = dict[str, t.Any]
+
+
+def deployed(config_dir: str) -> list[str]:
+    """Names of the guests that have a definition in ``config_dir``."""
+    try:
+        entries = os.listdir(config_dir)
+    except FileNotFoundError:
+        return []
+    return sorted(entry.removesuffix(".json") for entry in entries if entry.endswith(".json"))
+
+
+def load(config_dir: str, name: str) -> Guest:
+    """The deployed definition of one guest (errors: ``bad_input``, ``guest_unknown``, ``definition_unreadable``)."""
+    if "/" in name or name.startswith("."):
+        raise InputError("name", name, "give the name of a guest, a key of colo_guests")
+    return _guest.load(f"{config_dir}/{name}.json")
+
+
+def each(names: c.Sequence[str], work: c.Callable[[str], Result]) -> dict[str, Result]:
+    """Do ``work`` for every guest side by side; an error becomes that guest's ``error``."""
+
+    def one(name: str) -> Result:
+        try:
+            return work(name)
+        except ColoError as exc:
+            return {"changed": False, **exc.details.pop("result", {}), "error": error_dict(exc)}
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, min(len(names), 16))) as pool:
+        return dict(zip(names, pool.map(one, names)))
+
+
+def error_dict(error: ColoError) -> dict[str, t.Any]:
+    """An error as plain data."""
+    return {"error_code": error.error_code, "message": error.message, "details": error.details}
+
+
+def finish(module: AnsibleModule, guests: dict[str, Result]) -> t.NoReturn:
+    """Leave the module with all results; fail when any guest has an error."""
+    changed = any(result.pop("changed") for result in guests.values())
+    words = {name: result["standing"] for name, result in guests.items() if isinstance(result.get("standing"), dict)}
+    diff = {
+        side: "".join(f"{name}: {standing[side]}\n" for name, standing in sorted(words.items()))
+        for side in ("before", "after")
+    }
+    errors = [result["error"] for result in guests.values() if "error" in result]
+    if errors:
+        module.fail_json(
+            msg="; ".join(error["message"] for error in errors),
+            error_code=errors[0]["error_code"],
+            details=errors[0]["details"],
+            guests=guests,
+            changed=changed,
+        )
+    module.exit_json(changed=changed, guests=guests, diff=diff)
+    raise AssertionError("exit_json returned")
+
+
+def converge(
+    guest: Guest,
+    module: AnsibleModule,
+    plan: c.Callable[[Observation, _apply.Applier], c.Sequence[_plan.Step]],
+    wished: str,
+    roll_back: c.Callable[[Observation], c.Sequence[_plan.Step]] | None = None,
+) -> Result:
+    """Observe, plan, apply, observe: the one way through for everything that changes a guest.
+
+    In check mode it ends after the plan; ``wished`` is then told as the standing after. When a step fails,
+    ``roll_back`` plans from what is there at that moment, and the error says how that went.
+    """
+    begin = time.monotonic()
+    with _apply.exclusive(guest):
+        if not module.check_mode:
+            free_main_loop(guest)
+        applier = _apply.Applier(guest, module.run_command)
+        try:
+            seen = _observe.observe(guest, module.run_command)
+            before = _states.standing(seen)
+            steps = plan(seen, applier)
+            observed = time.monotonic()
+            if module.check_mode:
+                actions = [step.title for step in steps if step.changes]
+                return {
+                    "changed": bool(actions),
+                    "standing": {"before": before, "after": wished if actions else before},
+                    "actions": actions,
+                    "timings": {},
+                    "transitions": [],
+                }
+            try:
+                applier.run(steps)
+            except ColoError as exc:
+                if roll_back is not None:
+                    exc.details["rolled_back"] = _roll_back(guest, module, roll_back)
+                exc.details["result"] = _told(applier, before, _after(guest, module), begin, observed)
+                raise
+            return _told(applier, before, _after(guest, module, applier), begin, observed)
+        finally:
+            applier.close()
+
+
+def _after(guest: Guest, module: AnsibleModule, applier: _apply.Applier | None = None) -> str:
+    return _states.standing(_observe.observe(guest, module.run_command, None if applier is None else applier.connected))
+
+
+def _told(applier: _apply.Applier, before: str, after: str, begin: float, observed: float) -> Result:
+    now = time.monotonic()
+    record = _store.read(applier.guest)
+    timings: dict[str, t.Any] = {
+        "observe_ms": round((observed - begin) * 1000, 1),
+        "steps_ms": applier.timings_ms,
+        "total_ms": round((now - begin) * 1000, 1),
+    }
+    if applier.guest_pause_ms is not None:
+        timings["guest_pause_ms"] = applier.guest_pause_ms
+    return {
+        "changed": applier.changed,
+        "standing": {"before": before, "after": after},
+        "actions": applier.actions,
+        "timings": timings,
+        "transitions": applier.transitions,
+        "generation": None if record is None else record.generation,
+    }
+
+
+def _roll_back(
+    guest: Guest, module: AnsibleModule, plan: c.Callable[[Observation], c.Sequence[_plan.Step]]
+) -> dict[str, t.Any]:
+    """Undo what a failed run has built, from what is there now; its own error is told beside the first one."""
+    applier = _apply.Applier(guest, module.run_command)
+    try:
+        free_main_loop(guest)
+        applier.run(plan(_observe.observe(guest, module.run_command)))
+    except ColoError as exc:
+        return {"complete": False, "actions": applier.actions, "error": error_dict(exc)}
+    finally:
+        applier.close()
+    return {"complete": True, "actions": applier.actions}
+
+
+def free_main_loop(guest: Guest) -> None:
+    """If QEMU has not answered its keeper for long, yank the peer out of band before anything is asked in band.
+
+    A main loop that waits for a silent peer in a disk flush answers nothing until the NBD connection is yanked, and a
+    monitor that connects now would never be greeted.
+    """
+    state = _observe.keeper_state(guest)
+    if state is None or not state["qemu"]["connected"]:
+        return
+    age_ms = state["qemu"].get("answer_age_ms")
+    if age_ms is not None and age_ms > guest.tuning.heartbeat_timeout_ms:
+        KeeperClient(guest.keeper_socket, _observe.KEEPER_TIMEOUT_S).yank(_topology.yank_instances(guest))

@@ -1,0 +1,153 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look: what systemd, QEMU, the keeper and the record say about one guest on this host. Changes nothing.
+
+The keeper is asked first. It answers without QEMU, and when it says that QEMU's main loop is blocked, nothing may be
+asked in band before the peer has been yanked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _features, _pair, _states, _store
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
+from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
+from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Monitor
+from ansible_collections.lockstep.colo.plugins.module_utils._states import Job, Observation, Qemu
+
+# AnsibleModule.run_command, as far as it is used here
+RunCommand = t.Callable[..., "tuple[int, str, str]"]
+
+KEEPER_TIMEOUT_S = 2.0
+
+
+def unit_state(run_command: RunCommand, unit: str) -> str:
+    """systemd's ActiveState. Error: ``systemd_unreachable``."""
+    code, out, err = run_command(["systemctl", "show", "--property=ActiveState", "--value", unit])
+    if code != 0 or not out.strip():
+        raise ColoError(
+            "systemd_unreachable", f"systemctl show {unit} failed ({err.strip()}): is systemd running on this host?"
+        )
+    return out.strip()
+
+
+def unit_details(run_command: RunCommand, unit: str) -> dict[str, str]:
+    """State, main process and start time of a unit, as systemd words them."""
+    code, out, err = run_command(
+        ["systemctl", "show", "--property=ActiveState,MainPID,ActiveEnterTimestamp,Result", unit]
+    )
+    if code != 0:
+        raise ColoError(
+            "systemd_unreachable", f"systemctl show {unit} failed ({err.strip()}): is systemd running on this host?"
+        )
+    words = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    return {
+        "state": words["ActiveState"],
+        "pid": words["MainPID"],
+        "since": words["ActiveEnterTimestamp"],
+        "result": words["Result"],
+    }
+
+
+def keeper_state(guest: Guest) -> dict[str, t.Any] | None:
+    """The keeper's state, or None when it does not answer (the caller decides what that means)."""
+    try:
+        return KeeperClient(guest.keeper_socket, KEEPER_TIMEOUT_S).state()
+    except ColoError:
+        return None
+
+
+def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = None) -> Observation:
+    """Everything about ``guest`` on this host; uses ``monitor`` if given, else one of its own."""
+    unit = unit_state(run_command, guest.unit)
+    seen = Observation(
+        deployed=True, unit=unit, trouble=None, qemu=None, keeper=keeper_state(guest), record=_store.read(guest)
+    )
+    if not seen.process:
+        return seen
+    try:
+        if monitor is not None:
+            return dataclasses.replace(seen, qemu=ask(monitor))
+        with Monitor(guest.qmp_socket) as own:
+            return dataclasses.replace(seen, qemu=ask(own))
+    except ColoError as exc:
+        return dataclasses.replace(seen, trouble=f"{exc.error_code}: {exc.message}")
+
+
+def ask(monitor: Monitor) -> Qemu:
+    """One look at a QEMU; about ten short queries."""
+    version = monitor.execute("query-version")["qemu"]
+    migration = monitor.execute("query-migrate")
+    return Qemu(
+        version=(version["major"], version["minor"], version["micro"]),
+        runstate=monitor.execute("query-status")["status"],
+        migration=migration.get("status", "none"),
+        migration_error=migration.get("error-desc"),
+        colo_mode=monitor.execute("query-colo-status")["mode"],
+        nodes=frozenset(
+            node["node-name"]
+            for node in monitor.execute("query-named-block-nodes", {"flat": True})
+            if not node["node-name"].startswith("#")
+        ),
+        jobs={
+            job["device"]: Job(
+                ready=bool(job.get("ready")), status=job["status"], offset=job["offset"], length=job["len"]
+            )
+            for job in monitor.execute("query-block-jobs")
+        },
+        objects=objects(monitor),
+        chardevs=chardevs(monitor),
+        exports=frozenset(export["id"] for export in monitor.execute("query-block-exports")),
+    )
+
+
+def objects(monitor: Monitor) -> dict[str, str]:
+    """User-created objects: id to QOM type."""
+    rows = monitor.execute("qom-list", {"path": "/objects"})
+    return {
+        row["name"]: row["type"].removeprefix("child<").removesuffix(">")
+        for row in rows
+        if row["type"].startswith("child<")
+    }
+
+
+def chardevs(monitor: Monitor) -> dict[str, bool]:
+    """Character devices: label to whether the other end is connected."""
+    return {row["label"]: not row["filename"].startswith("disconnected:") for row in monitor.execute("query-chardev")}
+
+
+def live_features(monitor: Monitor) -> _features.Features:
+    """Features of a QEMU that has a guest (it is not asked anything that would change it)."""
+    return _features.features(
+        {"version": monitor.execute("query-version"), "schema": monitor.execute("query-qmp-schema")}
+    )
+
+
+def tap_packets(tap: str) -> int:
+    """Packets the guest has sent through its tap so far (what leaves the guest is received by the tap)."""
+    with open(f"/sys/class/net/{tap}/statistics/rx_packets", encoding="ascii") as file:
+        return int(file.read())
+
+
+def side(guest: Guest, seen: Observation) -> _pair.Side:
+    """This host's answer for the pair's verdict."""
+    void = None
+    if seen.record is not None and seen.record.stale:
+        void = f"the copy on {guest.host} is stale ({seen.record.stale_reason})"
+    elif seen.record is not None and seen.record.void:
+        void = seen.record.void_reason
+    return _pair.Side(guest.host, _states.standing(seen), seen.record, proven(guest, seen), void)
+
+
+def proven(guest: Guest, seen: Observation) -> bool:
+    """Whether this side's keeper saw a checkpoint within the last three delays and hears the peer."""
+    if seen.keeper is None:
+        return False
+    checkpoints, heartbeat = seen.keeper["checkpoints"], seen.keeper["heartbeat"]
+    age = checkpoints.get("last_age_ms")
+    limit = 3 * guest.tuning.checkpoint_delay_ms + 1000
+    return age is not None and age <= limit and bool(heartbeat.get("authenticated"))

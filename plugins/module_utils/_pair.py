@@ -1,0 +1,195 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What two hosts' answers mean for the guest: the pair's verdict, who is to serve, who may take over.
+
+Pure; used by the filters, so that every playbook decides by the same rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from ansible_collections.lockstep.colo.plugins.module_utils._generation import Record, newest
+from ansible_collections.lockstep.colo.plugins.module_utils._states import SERVING, Standing
+
+Verdict = t.Literal["absent", "unprotected", "protecting", "protected", "degraded", "split", "unknown"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One host's answer about the guest; ``standing`` is None when the host did not answer."""
+
+    host: str
+    standing: Standing | None
+    record: Record | None = None
+    proven: bool = False
+    void_reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The verdict and what follows from it.
+
+    ``serving`` is the host that serves, or that has to be started (``start``); ``standby`` the other one where it can
+    be one; ``refusal`` says why nothing may be done (empty: go on); ``generation`` is the serving copy's.
+    """
+
+    verdict: Verdict
+    reason: str
+    serving: str | None = None
+    standby: str | None = None
+    start: bool = False
+    generation: int | None = None
+    refusal: str = ""
+
+
+def pair(sides: tuple[Side, Side]) -> Pair:
+    """Judge a pair from the answers of its two hosts, given in the order of the guest's ``hosts``."""
+    one, two = sides
+    unknown = [side for side in sides if side.standing is None or side.standing == "failed"]
+    serving = [side for side in sides if _serves(side)]
+    if len(serving) == 2:
+        return Pair(
+            "split",
+            f"{one.host} ({one.standing}) and {two.host} ({two.standing}) both serve the guest",
+            refusal="both hosts run this guest: see the runbook for split pairs before anything else",
+        )
+    if serving:
+        return _one_serves(serving[0], two if serving[0] is one else one)
+    if unknown:
+        side = unknown[0]
+        why = "does not answer" if side.standing is None else "has a QEMU that cannot be judged (standing failed)"
+        return Pair(
+            "unknown",
+            f"{side.host} {why}, and no other host serves the guest",
+            refusal=f"{side.host} {why}: not knowing counts as running. Repair it, or fence it and run failover.yml",
+        )
+    if {one.standing, two.standing} == {"absent"}:
+        return Pair(
+            "absent",
+            "the guest is not deployed on either host",
+            serving=one.host,
+            standby=two.host,
+            start=True,
+            generation=0,
+        )
+    lost = [side for side in sides if side.standing in ("orphaned", "secondary")]
+    if lost:
+        return Pair(
+            "degraded",
+            f"{lost[0].host} holds the guest ({lost[0].standing}) and its primary is gone",
+            standby=None,
+            refusal=f"the guest waits on {lost[0].host} for a failover: run failover.yml",
+        )
+    return _nobody_serves(one, two)
+
+
+def _serves(side: Side) -> bool:
+    """Whether this side runs the guest for its clients."""
+    if side.standing in SERVING:
+        return True
+    if side.standing in ("syncing", "orphaned") and side.record is not None:
+        # both words are used for either role: the record says who serves
+        return side.record.state in ("alone", "protected") and side.record.serving == side.host
+    return False
+
+
+def _one_serves(serving: Side, other: Side) -> Pair:
+    generation = None if serving.record is None else serving.record.generation
+    common: dict[str, t.Any] = {"serving": serving.host, "generation": generation}
+    if other.standing is None or other.standing == "failed":
+        why = "does not answer" if other.standing is None else "has a QEMU that does not answer"
+        verdict: Verdict = (
+            "unknown"
+            if serving.standing == "primary"
+            else "degraded"
+            if serving.standing == "orphaned"
+            else "unprotected"
+        )
+        return Pair(verdict, f"{serving.host} serves and {other.host} {why}", **common)
+    common["standby"] = other.host
+    if serving.standing == "primary" and other.standing == "secondary":
+        void = serving.void_reason or other.void_reason
+        if void:
+            return Pair("degraded", f"protection is void: {void}", **common)
+        if serving.proven and other.proven:
+            return Pair("protected", f"{serving.host} serves, {other.host} follows", **common)
+        return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
+    if "orphaned" in (serving.standing, other.standing) or serving.standing == "primary":
+        return Pair(
+            "degraded", f"{serving.host} serves ({serving.standing}) and {other.host} is {other.standing}", **common
+        )
+    if serving.standing == "syncing" or other.standing in ("standby", "syncing"):
+        return Pair("protecting", f"{serving.host} serves and {other.host} is {other.standing}", **common)
+    return Pair("unprotected", f"{serving.host} serves alone and {other.host} is {other.standing}", **common)
+
+
+def _nobody_serves(one: Side, two: Side) -> Pair:
+    """Both hosts answered and neither runs the guest: whose copy may be started?"""
+    choice = newest(one.record, two.record)
+    if choice.host is None:
+        return Pair("unprotected", "no host runs the guest", refusal=choice.message)
+    return Pair(
+        "unprotected",
+        f"no host runs the guest; the newest copy is on {choice.host} ({choice.message})",
+        serving=choice.host,
+        standby=two.host if choice.host == one.host else one.host,
+        start=True,
+        generation=choice.generation,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Failover:
+    """Who goes on with the guest. ``fenced_by`` is the evidence about the other host; ``refusal`` is empty when all is well."""
+
+    survivor: str | None
+    fenced_by: str | None = None
+    refusal: str = ""
+
+
+def failover(sides: tuple[Side, Side], confirmed: str | None) -> Failover:
+    """Judge a failover; ``confirmed`` is the host of which the operator says by name that it is fenced."""
+    one, two = sides
+    if one.host == confirmed:
+        return _survive(two, one, f"operator confirmed that {one.host} is fenced")
+    if two.host == confirmed:
+        return _survive(one, two, f"operator confirmed that {two.host} is fenced")
+    serving = [side for side in sides if _serves(side)]
+    if len(serving) == 2:
+        return Failover(
+            None, refusal=f"both {one.host} and {two.host} serve the guest (split): see the runbook for split pairs"
+        )
+    if serving:
+        return _survive(serving[0], two if serving[0] is one else one, None)
+    waiting = [side for side in sides if side.standing in ("secondary", "orphaned")]
+    if len(waiting) != 1:
+        told = ", ".join(f"{side.host} is {side.standing or 'unreachable'}" for side in sides)
+        return Failover(None, refusal=f"no host holds a running copy of the guest ({told}): run site.yml")
+    survivor, other = waiting[0], two if waiting[0] is one else one
+    if other.standing in ("stopped", "absent"):
+        return _survive(survivor, other, f"observed on {other.host}: its QEMU is not running ({other.standing})")
+    state = "does not answer" if other.standing is None else f"is {other.standing}"
+    return Failover(
+        None,
+        refusal=f"{survivor.host} can take over, but {other.host} {state} and may still run the guest: an unreachable host is not a "
+        f"dead one. Fence {other.host} (cut its power), then run failover.yml -e colo_confirm_fenced={other.host}",
+    )
+
+
+def _survive(survivor: Side, other: Side, fenced_by: str | None) -> Failover:
+    if survivor.standing is None:
+        return Failover(None, refusal=f"{survivor.host} does not answer: it cannot take over from {other.host}")
+    if survivor.standing in ("secondary", "orphaned", "alone", "primary") or _serves(survivor):
+        if survivor.standing == "primary" and other.standing == "secondary" and fenced_by is None:
+            return Failover(
+                None,
+                refusal=f"the pair is healthy ({survivor.host} serves, {other.host} follows): nothing to fail over",
+            )
+        return Failover(survivor.host, fenced_by)
+    return Failover(
+        None,
+        refusal=f"{survivor.host} is {survivor.standing} and holds no running copy of the guest to fail over to: run site.yml",
+    )

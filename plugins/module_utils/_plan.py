@@ -1,0 +1,495 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All decisions: from what is (an observation) and a wish to the steps that lead there, or a refusal.
+
+Pure. Check mode prints these steps, ``_apply`` carries them out, and a unit test needs no QEMU. A plan starts from
+whatever is there, so a run that was killed half-way is finished or rolled back by the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _states, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import RefusedError
+from ansible_collections.lockstep.colo.plugins.module_utils._features import Features
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
+from ansible_collections.lockstep.colo.plugins.module_utils._states import Observation
+
+# What _apply knows how to do.
+Operation = t.Literal[
+    "qmp",
+    "capabilities",
+    "yank",
+    "overlays",
+    "record",
+    "permit",
+    "start_unit",
+    "stop_unit",
+    "wait_keeper",
+    "wait_runstate",
+    "wait_heartbeat",
+    "wait_jobs_ready",
+    "wait_jobs_gone",
+    "wait_migration",
+    "wait_links",
+    "wait_checkpoints",
+    "wait_secondary",
+    "wait_packets",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step. ``changes`` is false for steps that only wait or prove; ``timeout_s`` is this step's deadline."""
+
+    operation: Operation
+    title: str
+    arguments: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
+    timeout_s: float = 5.0
+    changes: bool = True
+
+
+def _qmp(command: str, arguments: t.Mapping[str, t.Any] | None = None, timeout_s: float = 5.0) -> Step:
+    named = (
+        next((arguments[key] for key in ("id", "node-name", "job-id", "device") if key in arguments), "")
+        if arguments
+        else ""
+    )
+    return Step("qmp", f"{command} {named}".strip(), {"command": command, "arguments": arguments or {}}, timeout_s)
+
+
+def _all(commands: t.Iterable[_topology.Command]) -> list[Step]:
+    return [_qmp(command, arguments) for command, arguments in commands]
+
+
+def _capabilities(role: _topology.Role) -> Step:
+    # by probe: with x-colo, return-path is required on 11.x and fatal up to 10.2
+    return Step("capabilities", f"migration capabilities of a {role}", {"role": role})
+
+
+def _record(transition: str, title: str, **arguments: t.Any) -> Step:
+    return Step("record", f"record: {title}", {"transition": transition, **arguments})
+
+
+# --- the serving side -------------------------------------------------------------------------------------------
+
+
+def serve(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
+    """The guest runs here (colo_migrate role=primary state=ready); protected or not, but with nothing half-built.
+
+    Refuses to start a stopped guest without evidence about the other side (``fence_missing``), a standby
+    (``is_standby``) and a QEMU that cannot be judged (``standing_failed``).
+    """
+    now = _states.standing(seen)
+    if now in ("absent", "stopped"):
+        return _start(guest, seen, fenced_by)
+    if now == "primary":
+        return []
+    if now == "alone":
+        return to_alone(guest, seen) if _states.leftovers(seen) else []
+    if now in ("syncing", "orphaned") and is_outgoing(seen):
+        return to_alone(guest, seen)
+    if now == "failed":
+        raise RefusedError(
+            "standing_failed",
+            f"guest {guest.name}: QEMU runs on {guest.host} and cannot be used ({trouble(seen)}): look at "
+            f"'journalctl -u {guest.unit}'; if the guest is lost, stop the unit and run site.yml again",
+        )
+    raise RefusedError(
+        "is_standby",
+        f"guest {guest.name}: {guest.host} is {now}; a standby starts to serve by failover.yml, not by being asked to run",
+    )
+
+
+def no_record(guest: Guest) -> RefusedError:
+    """A copy without a record may be of any age: it is neither started nor overwritten."""
+    return RefusedError(
+        "record_missing",
+        f"guest {guest.name}: {guest.record_file} does not exist on {guest.host}, so nobody can say how old this copy is. Restore "
+        "the file, or move the images away and run site.yml, which makes new ones with a record",
+    )
+
+
+def trouble(seen: Observation) -> str:
+    """In words, what is wrong with a QEMU whose standing is failed."""
+    if seen.trouble is not None:
+        return seen.trouble
+    return "no answer" if seen.qemu is None else f"runstate {seen.qemu.runstate}, migration {seen.qemu.migration}"
+
+
+def is_outgoing(seen: Observation) -> bool:
+    """Whether this QEMU is the serving side of a protection that stands, is built, or has lost its standby."""
+    if seen.qemu is None:
+        return False
+    if seen.qemu.colo_mode != "none":
+        return seen.qemu.colo_mode == "primary"
+    return seen.qemu.runstate not in ("inmigrate", "prelaunch")
+
+
+def _start(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
+    if not fenced_by:
+        raise RefusedError(
+            "fence_missing",
+            f"guest {guest.name} is stopped on {guest.host}: starting it needs fenced_by, the evidence that {guest.peer} does "
+            "not run it. site.yml gives it when it has seen both hosts; otherwise fence the peer first",
+        )
+    if seen.record is None:
+        raise no_record(guest)
+    steps: list[Step] = []
+    if seen.process:
+        # a QEMU that has the guest but does not run it (killed between start and cont, or the guest powered itself off)
+        steps.append(_stop(guest))
+    return steps + [
+        _record("started_alone", "this copy serves, unprotected", fenced_by=fenced_by),
+        Step("permit", "permit one start as primary", {"role": "primary"}),
+        Step("start_unit", f"start {guest.unit}", {"unit": guest.unit}, timeout_s=30),
+        Step("wait_keeper", "the keeper holds its monitor", timeout_s=10, changes=False),
+        _qmp("cont"),
+        Step(
+            "wait_runstate", "the guest runs", {"goal": ["running"], "transit": ["prelaunch", "paused"]}, changes=False
+        ),
+    ]
+
+
+def _stop(guest: Guest) -> Step:
+    return Step("stop_unit", f"stop {guest.unit}", {"unit": guest.unit}, timeout_s=30)
+
+
+def to_alone(guest: Guest, seen: Observation) -> list[Step]:
+    """From whatever is half-built, lost or protected back to a guest that serves alone; skips what is not there.
+
+    One rule for rolling back, for dropping protection and for the failover of a primary whose standby died. The order
+    is the measured one: yank first (a peer that hangs must not be waited for), the disk before the lost heartbeat,
+    colo-compare before its redirectors (deleting it flushes held packets through them).
+    """
+    qemu = seen.qemu
+    if qemu is None:
+        raise RefusedError(
+            "standing_failed", f"guest {guest.name}: QEMU on {guest.host} gives no answer ({trouble(seen)})"
+        )
+    disks, nics = range(len(guest.disks)), range(len(guest.nics))
+    replicated = [disk for disk in disks if _topology.replication_node(disk) in qemu.nodes]
+    steps = [
+        _record("go_alone", "this copy is the newest from here on", reason="protection ended"),
+        Step("yank", "yank the peer out of band", {"instances": _topology.yank_instances(guest)}),
+    ]
+    detach = [
+        _qmp("x-blockdev-change", {"parent": _topology.quorum_node(disk), "child": _topology.QUORUM_CHILD})
+        for disk in replicated
+    ]
+    if qemu.colo_mode == "primary":
+        # never migrate_cancel in colo: that QEMU could not be protected again
+        steps += [*detach, _qmp("x-colo-lost-heartbeat")]
+    elif qemu.migration in _states.MIGRATION_ACTIVE:
+        if qemu.migration not in ("cancelling", "failing"):
+            steps.append(_qmp("migrate_cancel"))
+        steps.append(
+            Step(
+                "wait_migration",
+                "the migration has ended",
+                {
+                    "goal": ["cancelled", "failed"],
+                    "transit": [*sorted(_states.MIGRATION_ACTIVE)],
+                    "since": qemu.migration,
+                },
+                changes=False,
+            )
+        )
+    # what a takeover that was killed half-way leaves
+    if qemu.exports:
+        steps.append(_qmp("nbd-server-stop"))
+    steps += _filters_gone(qemu, [name for nic in nics for name in _topology.standby_filters(nic)])
+    steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.standby_chardevs(nic)])
+    jobs = [job for job in qemu.jobs if job in {_topology.resync_job(disk) for disk in disks}]
+    steps += [_qmp("block-job-cancel", {"device": job, "force": True}) for job in jobs]
+    if jobs:
+        steps.append(Step("wait_jobs_gone", "the resync has ended", {"jobs": jobs}, changes=False))
+    steps += _filters_gone(qemu, [name for nic in nics for name in _topology.primary_filters(nic)])
+    steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.primary_chardevs(nic)])
+    if qemu.colo_mode != "primary":
+        steps += detach
+    for disk in disks:
+        steps += [
+            _qmp("blockdev-del", {"node-name": name})
+            for name in (_topology.replication_node(disk), _topology.nbd_node(disk))
+            if name in qemu.nodes
+        ]
+    return [*steps, *_runs(guest)]
+
+
+def _filters_gone(qemu: _states.Qemu, names: t.Sequence[str]) -> list[Step]:
+    return [_qmp("object-del", {"id": name}) for name in names if name in qemu.objects]
+
+
+def _chardevs_gone(qemu: _states.Qemu, names: t.Sequence[str]) -> list[Step]:
+    return [_qmp("chardev-remove", {"id": name}) for name in names if name in qemu.chardevs]
+
+
+def _runs(guest: Guest) -> list[Step]:
+    """Proof that the guest serves: it runs, and packets reach its taps."""
+    transit = ["colo", "inmigrate", "finish-migrate", "paused"]
+    return [
+        Step("wait_runstate", "the guest runs", {"goal": ["running"], "transit": transit}, changes=False),
+        Step("wait_packets", "its packets leave", {"taps": [nic.tap for nic in guest.nics]}, changes=False),
+    ]
+
+
+def protect(guest: Guest, seen: Observation, features: Features | None, timeout_s: float) -> list[Step]:
+    """Protect the guest that runs here (colo_migrate role=primary state=protected).
+
+    Pauses the guest only for the switchover: mirror the disks and copy the RAM while it runs, stop at pre-switchover,
+    swap mirror for replication, switch the filters in, go on. ``timeout_s`` bounds each of the two long waits.
+    """
+    now = _states.standing(seen)
+    if now == "primary":
+        return [_proof(guest)]
+    if now in ("alone", "syncing", "orphaned") and is_outgoing(seen):
+        half_built = to_alone(guest, seen) if now != "alone" or _states.leftovers(seen) else []
+        return half_built + _protect_forward(guest, seen, features, timeout_s)
+    raise RefusedError(
+        "not_serving",
+        f"guest {guest.name} does not serve on {guest.host} (standing {now}): protect it on the host where it runs",
+        standing=now,
+    )
+
+
+def _proof(guest: Guest) -> Step:
+    """Two checkpoints, begun and ended: a broken combination dies in the first."""
+    delay_s = guest.tuning.checkpoint_delay_ms / 1000
+    return Step("wait_checkpoints", "checkpoints go on", {"count": 2}, timeout_s=10 + 4 * delay_s, changes=False)
+
+
+def _protect_forward(guest: Guest, seen: Observation, features: Features | None, timeout_s: float) -> list[Step]:
+    qemu = seen.qemu
+    if qemu is None or features is None:
+        raise RefusedError(
+            "standing_failed", f"guest {guest.name}: QEMU on {guest.host} gives no answer ({trouble(seen)})"
+        )
+    disks = range(len(guest.disks))
+    rewriters = {name for name, kind in qemu.objects.items() if kind == "filter-rewriter"}
+    resyncs = [_topology.resync_job(disk) for disk in disks]
+    link_chardevs = [name for nic in range(len(guest.nics)) for name in _topology.primary_link_chardevs(nic)]
+    before_switchover = ["none", "setup", "wait-unplug", "active", "cancelled", "failed", "completed"]
+    return [
+        Step("wait_heartbeat", "the standby's keeper answers and waits for this copy", timeout_s=15, changes=False),
+        *_all(_topology.nbd_commands(guest)),
+        *_all(_topology.resync_commands(guest)),
+        Step("wait_jobs_ready", "the standby's disks are equal", {"jobs": resyncs}, timeout_s=timeout_s, changes=False),
+        *_all(_topology.primary_chardev_commands(guest, features.reconnect)),
+        Step(
+            "wait_links", "the packet channels are connected", {"chardevs": link_chardevs}, timeout_s=10, changes=False
+        ),
+        _capabilities("primary"),
+        *_all([_topology.parameters(guest)]),
+        _qmp("migrate", {"uri": _topology.migration_uri(guest.peer_address, guest.port_migration)}),
+        Step(
+            "wait_migration",
+            "the standby has the RAM; the guest is paused",
+            {"goal": ["pre-switchover"], "transit": before_switchover, "since": qemu.migration},
+            timeout_s=timeout_s,
+            changes=False,
+        ),
+        # --- the guest is paused from here ...
+        *[_qmp("block-job-cancel", {"device": job}) for job in resyncs],
+        Step("wait_jobs_gone", "the mirrors have ended", {"jobs": resyncs}, changes=False),
+        *_all(_topology.replication_commands(guest)),
+        *_all(_topology.primary_filter_commands(guest, rewriters)),
+        _record("enter_protection", "protected from here on"),
+        _qmp("migrate-continue", {"state": "pre-switchover"}),
+        Step(
+            "wait_migration",
+            "both sides are in COLO",
+            {"goal": ["colo"], "transit": ["pre-switchover", "device"], "since": "pre-switchover"},
+            timeout_s=20,
+            changes=False,
+        ),
+        # --- ... to here
+        _proof(guest),
+    ]
+
+
+# --- the standby ------------------------------------------------------------------------------------------------
+
+
+def standby(guest: Guest, seen: Observation, generation: int | None) -> list[Step]:
+    """A QEMU waits here for the guest (colo_migrate role=secondary state=ready).
+
+    ``generation`` is the serving copy's: the standby joins as the next one. Refuses where this host serves
+    (``is_serving``), where the copy here may be newer (``newer_copy_here``) or where this copy awaits a failover
+    (``awaits_failover``): an older copy never replaces a newer one.
+    """
+    now = _states.standing(seen)
+    if now == "secondary":
+        return []
+    if generation is None:
+        raise RefusedError(
+            "generation_missing",
+            f"guest {guest.name}: a standby needs the generation of the copy that serves on {guest.peer} (colo_info returns it)",
+        )
+    if now in _states.SERVING or (now in ("syncing", "orphaned") and is_outgoing(seen)):
+        raise RefusedError(
+            "is_serving",
+            f"guest {guest.name}: {guest.host} serves it (standing {now}) and cannot become the standby while it does",
+            standing=now,
+        )
+    record = seen.record
+    if record is None:
+        raise no_record(guest)
+    if record.state != "syncing":
+        if record.generation > generation or (
+            record.generation == generation and record.state == "alone" and generation > 0
+        ):
+            raise RefusedError(
+                "newer_copy_here",
+                f"guest {guest.name}: the copy on {guest.host} is of generation {record.generation}, the one that serves on "
+                f"{guest.peer} of {generation}: the newer copy is not overwritten. Look at status.yml",
+                generation_here=record.generation,
+                generation_serving=generation,
+            )
+        if now == "orphaned" and record.generation == generation:
+            raise RefusedError(
+                "awaits_failover",
+                f"guest {guest.name}: {guest.host} holds the guest and lost its primary: run failover.yml",
+            )
+    if now == "standby" and record.joins == generation + 1 and _standby_complete(guest, seen):
+        return []
+    stop = [_stop(guest)] if seen.process else []
+    return stop + [
+        _record("begin_sync", f"this copy is being overwritten by generation {generation}", generation=generation),
+        Step("overlays", "fresh active and hidden images", timeout_s=30),
+        Step("permit", "permit one start as standby", {"role": "standby"}),
+        Step("start_unit", f"start {guest.unit}", {"unit": guest.unit}, timeout_s=30),
+        Step("wait_keeper", "the keeper holds its monitor", timeout_s=10, changes=False),
+        _capabilities("standby"),
+        *_all(_topology.standby_commands(guest)),
+        _qmp("migrate-incoming", {"uri": _topology.migration_uri(guest.link_address, guest.port_migration)}),
+        Step(
+            "wait_runstate",
+            "the standby waits for the guest",
+            {"goal": ["inmigrate"], "transit": []},
+            changes=False,
+        ),
+    ]
+
+
+def _standby_complete(guest: Guest, seen: Observation) -> bool:
+    """Whether everything a standby needs is there; ``migrate-incoming`` is the last command and leaves setup behind."""
+    qemu = seen.qemu
+    if qemu is None:
+        return False
+    nics = range(len(guest.nics))
+    return (
+        qemu.migration == "setup"
+        and len(qemu.exports) == len(guest.disks)
+        and all(_topology.rewriter(nic) in qemu.objects for nic in nics)
+        and all(name in qemu.chardevs for nic in nics for name in _topology.standby_chardevs(nic))
+    )
+
+
+def follow(guest: Guest, seen: Observation) -> list[Step]:
+    """Prove that this side is a good secondary (colo_migrate role=secondary state=protected); changes nothing."""
+    now = _states.standing(seen)
+    if now not in ("standby", "syncing", "secondary"):
+        raise RefusedError(
+            "not_standby",
+            f"guest {guest.name}: {guest.host} is {now}, not a standby: ask for role=secondary state=ready first",
+            standing=now,
+        )
+    delay_s = guest.tuning.checkpoint_delay_ms / 1000
+    return [
+        Step(
+            "wait_secondary", "the standby has joined and checkpoints arrive", timeout_s=15 + 4 * delay_s, changes=False
+        )
+    ]
+
+
+def stop_standby(guest: Guest, seen: Observation) -> list[Step]:
+    """No QEMU waits here (colo_migrate role=secondary state=absent). Refuses where it serves or awaits a failover."""
+    now = _states.standing(seen)
+    if not seen.process:
+        return []
+    if now in _states.SERVING or is_outgoing(seen):
+        raise RefusedError(
+            "is_serving",
+            f"guest {guest.name}: {guest.host} serves it; a standby can be removed, a server not",
+            standing=now,
+        )
+    if now in ("orphaned", "secondary"):
+        raise RefusedError(
+            "awaits_failover",
+            f"guest {guest.name}: {guest.host} is {now} and may hold the only running copy: drop protection on the primary first",
+            standing=now,
+        )
+    return [_stop(guest)]
+
+
+def unprotect(guest: Guest, seen: Observation) -> list[Step]:
+    """The guest serves alone here (colo_migrate role=primary state=absent)."""
+    now = _states.standing(seen)
+    if now == "alone" and not _states.leftovers(seen):
+        return []
+    if now in ("alone", "primary", "syncing", "orphaned") and is_outgoing(seen):
+        return to_alone(guest, seen)
+    raise RefusedError(
+        "not_serving", f"guest {guest.name} does not serve on {guest.host} (standing {now})", standing=now
+    )
+
+
+# --- failover ---------------------------------------------------------------------------------------------------
+
+
+def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void: bool) -> list[Step]:
+    """The guest serves alone here, its peer is gone (colo_failover state=alone).
+
+    A primary may always let go of its standby. A secondary takes over only with evidence that the primary is fenced
+    (``fence_missing``), that is not contradicted by a living peer (``peer_alive``), and only if its copy is good
+    (refused by the record: ``copy_stale``, ``protection_void``, ``copy_unprotected``).
+    """
+    now = _states.standing(seen)
+    if now == "alone":
+        return to_alone(guest, seen) if _states.leftovers(seen) else []
+    if now in ("primary", "orphaned", "syncing") and is_outgoing(seen):
+        if now == "primary" and not fenced_by and _states.peer_alive(seen):
+            raise RefusedError(
+                "peer_alive",
+                f"guest {guest.name}: the pair is healthy and {guest.host} serves already: nothing to fail over",
+                standing=now,
+            )
+        return to_alone(guest, seen)
+    if now not in ("secondary", "orphaned") or seen.qemu is None:
+        raise RefusedError(
+            "not_protected",
+            f"guest {guest.name}: {guest.host} is {now} and holds no running copy to fail over to",
+            standing=now,
+        )
+    if not fenced_by:
+        raise RefusedError(
+            "fence_missing",
+            f"guest {guest.name}: {guest.host} takes over only with fenced_by, the evidence that {guest.peer} no longer runs the "
+            "guest: an unreachable peer is not a dead peer",
+        )
+    if _states.peer_alive(seen):
+        raise RefusedError(
+            "peer_alive",
+            f"guest {guest.name}: the keeper on {guest.peer} is heard on the link and its QEMU lives, so {guest.peer} is not fenced "
+            f"(evidence given: {fenced_by}). Fence it, or use switchover.yml for a planned move",
+        )
+    return _take_over(guest, seen.qemu, fenced_by, accept_void)
+
+
+def _take_over(guest: Guest, qemu: _states.Qemu, fenced_by: str, accept_void: bool) -> list[Step]:
+    nics = range(len(guest.nics))
+    steps = [
+        _record("take_over", f"this copy serves; {guest.peer} is fenced", fenced_by=fenced_by, accept_void=accept_void),
+        Step("yank", "yank the peer out of band", {"instances": _topology.yank_instances(guest)}),
+    ]
+    if qemu.exports:
+        steps.append(_qmp("nbd-server-stop"))
+    if qemu.colo_mode == "secondary":
+        steps.append(_qmp("x-colo-lost-heartbeat"))
+    steps += _filters_gone(qemu, [name for nic in nics for name in _topology.standby_filters(nic)])
+    steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.standby_chardevs(nic)])
+    return [*steps, *_runs(guest)]

@@ -1,0 +1,168 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The words for what is on one host: the observation, its standing, legal migration states.
+
+Pure: everything here is decided from what ``_observe`` saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._generation import Record
+
+Standing = t.Literal["absent", "stopped", "alone", "standby", "syncing", "primary", "secondary", "orphaned", "failed"]
+
+# Standings in which this host's QEMU executes the guest for its clients, or might.
+SERVING: frozenset[str] = frozenset({"alone", "primary"})
+
+# MIGRATION states while a primary is on its way; anything before colo but these is no way to COLO.
+MIGRATION_ACTIVE: frozenset[str] = frozenset(
+    {"setup", "wait-unplug", "active", "pre-switchover", "device", "cancelling", "failing"}
+)
+
+# What may follow what, on the outgoing side (qapi/migration.json, MigrationStatus; 7.2 has no device state).
+LEGAL_OUTGOING: dict[str, frozenset[str]] = {
+    "none": frozenset({"setup"}),
+    "setup": frozenset({"active", "wait-unplug", "failing", "failed", "cancelling"}),
+    "wait-unplug": frozenset({"active", "failing", "failed", "cancelling"}),
+    "active": frozenset({"pre-switchover", "failing", "failed", "cancelling"}),
+    "pre-switchover": frozenset({"device", "colo", "failing", "failed", "cancelling"}),
+    "device": frozenset({"colo", "failing", "failed", "cancelling"}),
+    "failing": frozenset({"failed"}),
+    "cancelling": frozenset({"cancelled", "failed"}),
+    "colo": frozenset({"completed", "cancelling", "failing", "failed"}),
+}
+# A new attempt may begin where an old one has ended.
+LEGAL_OUTGOING.update({ended: frozenset({"setup"}) for ended in ("failed", "cancelled", "completed")})
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A block job; ``ready`` is true when a mirror has caught up. Sizes in bytes."""
+
+    ready: bool
+    status: str
+    offset: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Qemu:
+    """What one running QEMU answered."""
+
+    version: tuple[int, int, int]
+    runstate: str
+    migration: str
+    migration_error: str | None
+    colo_mode: str
+    nodes: frozenset[str]
+    jobs: t.Mapping[str, Job]
+    objects: t.Mapping[str, str]
+    chardevs: t.Mapping[str, bool]
+    exports: frozenset[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What one host says about one guest.
+
+    ``unit`` is systemd's ActiveState; ``qemu`` is None when there is no process or no answer (then ``trouble`` says
+    why); ``keeper`` is the keeper's state or None when it does not answer.
+    """
+
+    deployed: bool
+    unit: str
+    trouble: str | None
+    qemu: Qemu | None
+    keeper: t.Mapping[str, t.Any] | None
+    record: Record | None
+
+    @property
+    def process(self) -> bool:
+        """Whether a QEMU process may exist. Not knowing counts as running."""
+        return self.unit not in ("inactive", "failed")
+
+
+ABSENT = Observation(deployed=False, unit="inactive", trouble=None, qemu=None, keeper=None, record=None)
+
+
+def standing(seen: Observation) -> Standing:
+    """The one word for what this host's QEMU is for the guest."""
+    if not seen.deployed:
+        return "absent"
+    if not seen.process:
+        return "stopped"
+    if seen.qemu is None:
+        return "failed"
+    qemu = seen.qemu
+    if qemu.colo_mode in ("primary", "secondary"):
+        if peer_lost(seen) is not None:
+            return "orphaned"
+        return "primary" if qemu.colo_mode == "primary" else "secondary"
+    if qemu.runstate == "inmigrate":
+        return "standby" if qemu.migration in ("none", "setup") else "syncing"
+    if qemu.runstate in ("prelaunch", "shutdown"):
+        return "stopped"
+    if qemu.runstate in ("internal-error", "io-error", "guest-panicked", "postmigrate", "watchdog"):
+        return "failed"
+    if qemu.migration in MIGRATION_ACTIVE or qemu.jobs:
+        return "syncing"
+    return "alone"
+
+
+def peer_lost(seen: Observation) -> str | None:
+    """Why a QEMU in COLO has no peer any more, or None. COLO_EXIT is the fast path; silence on the link the other."""
+    if seen.keeper is None:
+        return None
+    if seen.keeper["flags"].get("colo_exit"):
+        return "QEMU reported COLO_EXIT"
+    heartbeat = seen.keeper["heartbeat"]
+    if heartbeat.get("lost"):
+        return "the peer's keeper is silent"
+    return None
+
+
+def peer_alive(seen: Observation) -> bool:
+    """Whether the peer's keeper is heard right now and says that its QEMU lives: such a peer is not fenced."""
+    if seen.keeper is None:
+        return False
+    heartbeat = seen.keeper["heartbeat"]
+    payload = heartbeat.get("peer") or {}
+    return bool(heartbeat.get("authenticated")) and not heartbeat.get("lost") and payload.get("qemu_status") is not None
+
+
+def leftovers(seen: Observation) -> bool:
+    """Whether a QEMU that serves alone still has objects of COLO in it (a half-built or half-ended protection)."""
+    if seen.qemu is None:
+        return False
+    qemu = seen.qemu
+    return (
+        bool(qemu.jobs)
+        or any(node.startswith(("nbd", "replication")) for node in qemu.nodes)
+        or any(kind in ("filter-mirror", "filter-redirector", "colo-compare") for kind in qemu.objects.values())
+        or any(not name.startswith(("monitor-", "console")) for name in qemu.chardevs)
+        or bool(qemu.exports)
+        or qemu.migration in MIGRATION_ACTIVE
+    )
+
+
+def check_transitions(seen: t.Sequence[str]) -> None:
+    """Hold observed outgoing migration states against the legal graph (``illegal_transition``, ``colo_not_entered``)."""
+    for before, after in zip(seen, seen[1:]):
+        if after == "completed" and before != "colo":
+            raise ColoError(
+                "colo_not_entered",
+                "the migration completed instead of entering COLO: this QEMU is broken for COLO (10.0.0-10.0.6 and "
+                "10.1.0-10.1.2 are; 10.0.7, 10.1.3 and 11.1 work) or the standby was started without x-colo",
+                transitions=list(seen),
+            )
+        if after != before and after not in LEGAL_OUTGOING.get(before, frozenset()):
+            raise ColoError(
+                "illegal_transition",
+                f"the migration went from {before} to {after}, which no QEMU should do: look at the journal of the guest's unit",
+                transitions=list(seen),
+            )

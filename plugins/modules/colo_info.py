@@ -1,0 +1,148 @@
+#!/usr/bin/python
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: colo_info
+short_description: Look at fault-tolerant guests on one host
+version_added: 0.1.0
+author:
+  - lockstep.colo maintainers (@lockstep-colo)
+description:
+  - Tells what this host's QEMU is for each guest (its standing), the generation of its copy, and the parts a verdict is made of.
+  - Changes nothing. A guest whose QEMU does not answer is reported as such within the monitor's deadline.
+  - The verdict on a guest takes both hosts' answers. See the P(lockstep.colo.verdict#filter) filter.
+extends_documentation_fragment:
+  - lockstep.colo.guests
+  - lockstep.colo.attributes
+  - lockstep.colo.attributes.info_module
+  - lockstep.colo.attributes.actiongroup_colo
+options:
+  name:
+    description:
+      - Names of the guests, keys of C(colo_guests). All guests deployed on the host when not given.
+    required: false
+  sample_s:
+    description:
+      - Watch checkpoints for this many seconds and return their number and pauses.
+      - Zero does not watch. The keeper's own figures since the guest's start are returned in any case.
+    type: float
+    default: 0
+seealso:
+  - module: lockstep.colo.colo_migrate
+  - module: lockstep.colo.colo_failover
+"""
+
+EXAMPLES = r"""
+- name: Look at all guests of this host
+  lockstep.colo.colo_info:
+  register: colo
+
+- name: Watch the checkpoints of one guest for five seconds
+  lockstep.colo.colo_info:
+    name: [web1]
+    sample_s: 5
+"""
+
+RETURN = r"""
+guests:
+  description: One entry per guest. A named guest that is not deployed here has the standing V(absent).
+  returned: always
+  type: dict
+  contains:
+    standing:
+      description: What this host's QEMU is for the guest.
+      returned: success
+      type: str
+      sample: primary
+    host:
+      description: This host's name in the definition.
+      returned: success
+      type: str
+    record:
+      description: The generation record of this host's copy, or null.
+      returned: success
+      type: dict
+    proven:
+      description: Whether the keeper saw a checkpoint within three delays and hears the peer.
+      returned: success
+      type: bool
+    void_reason:
+      description: Why a failover to this copy is not to be trusted, or null.
+      returned: success
+      type: str
+    unit:
+      description: State of the guest's systemd unit, its main process and the time since which it is active.
+      returned: success
+      type: dict
+    qemu:
+      description:
+        - What QEMU answered. Version, run state, migration, COLO mode, block nodes, jobs with progress in bytes, filters, links.
+        - Null when there is no process or no answer. RV(guests.trouble) then says why.
+      returned: success
+      type: dict
+    trouble:
+      description: Why a running QEMU could not be asked, or null.
+      returned: success
+      type: str
+    leftovers:
+      description: Whether a half-built or half-ended protection has left objects in QEMU.
+      returned: success
+      type: bool
+    checkpoints:
+      description:
+        - The keeper's figures since the last entry into COLO. C(count), C(last_age_ms), C(last_pause_ms), C(p50_pause_ms), C(p99_pause_ms), C(rate_hz).
+      returned: success
+      type: dict
+    sample:
+      description: The checkpoints seen within O(sample_s). C(count), C(seconds), C(pauses_ms).
+      returned: when O(sample_s) is above zero and QEMU answers
+      type: dict
+    keeper:
+      description: The keeper's state without what is told elsewhere, or null when it does not answer.
+      returned: success
+      type: dict
+    ports:
+      description: The ports of this guest on the standby's link address.
+      returned: success
+      type: dict
+    error:
+      description: Why this guest could not be looked at. C(error_code), C(message), C(details).
+      returned: on error
+      type: dict
+error_code:
+  description: Code of the first error, such as V(definition_unreadable), V(record_unreadable) or V(systemd_unreachable).
+  returned: on failure
+  type: str
+details:
+  description: What was seen when the first error came up.
+  returned: on failure
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _guests, _report
+
+
+def main() -> None:
+    """Look, tell, leave."""
+    module = AnsibleModule(
+        argument_spec={
+            **_guests.ARGUMENTS,
+            "name": {"type": "list", "elements": "str"},
+            "sample_s": {"type": "float", "default": 0.0},
+        },
+        supports_check_mode=True,
+    )
+    names = module.params["name"]
+    if names is None:
+        names = _guests.deployed(module.params["config_dir"])
+    _guests.finish(module, _guests.each(names, lambda name: _report.look(name, module)))
+
+
+if __name__ == "__main__":
+    main()
