@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Two real hosts on one machine: systemd-nspawn containers with their own network, a switch, a client, and a power switch outside of them.
 
-Everything a lab makes carries the lab's name (colo-XXXX, from its directory): network namespaces, control groups, machines. `down` finds it by that
-name and by recorded process ids with their start times; so it also cleans up after a crash. See tests/lab/README.md.
+Everything a lab makes carries the lab's name (colo-XXXX, from its directory): network namespaces, control groups,
+machines. `down` finds it by that name and by recorded process ids with their start times; so it also cleans up after a
+crash. See tests/lab/README.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import json
 import os
 import pathlib
 import re
-import select
 import shlex
 import shutil
 import signal
@@ -68,7 +68,9 @@ def parse_stat(stat: str) -> tuple[str, int, int]:
 def start_time(pid: int) -> int | None:
     """When the process started, None when it is gone. A zombie is gone: PID 1 may reap late."""
     try:
-        state, _parent, started = parse_stat(pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace"))
+        state, _parent, started = parse_stat(
+            pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        )
     except OSError:
         return None
     return None if state in ("Z", "X") else started
@@ -164,7 +166,9 @@ class Cgroup:
         found: list[int] = []
         for folder, _folders, _files in os.walk(self.path):
             with contextlib.suppress(OSError):  # a folder may vanish under us
-                found += [int(word) for word in pathlib.Path(folder, "cgroup.procs").read_text(encoding="ascii").split()]
+                found += [
+                    int(word) for word in pathlib.Path(folder, "cgroup.procs").read_text(encoding="ascii").split()
+                ]
         return found
 
     def remove(self) -> None:
@@ -176,7 +180,11 @@ class Cgroup:
     def freeze(self, frozen: bool) -> None:
         payload = self.path / "payload"
         (payload / "cgroup.freeze").write_text("1" if frozen else "0", encoding="ascii")
-        wait_until(lambda: f"frozen {int(frozen)}" in (payload / "cgroup.events").read_text(encoding="ascii"), 10, "freeze/thaw")
+        wait_until(
+            lambda: f"frozen {int(frozen)}" in (payload / "cgroup.events").read_text(encoding="ascii"),
+            10,
+            "freeze/thaw",
+        )
 
     @property
     def frozen(self) -> bool:
@@ -190,7 +198,13 @@ def ip(*words: str, netns: str | None = None) -> None:
 
 
 def has_link(netns: str, name: str) -> bool:
-    done = subprocess.run(["ip", "-n", netns, "link", "show", "dev", name], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(
+        ["ip", "-n", netns, "link", "show", "dev", name],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
     return done.returncode == 0
 
 
@@ -247,7 +261,24 @@ class Host:
         if leader is None:
             raise LabError(f"{self.name} is off")
         environment = [f"{key}={value}" for key, value in HOST_ENVIRONMENT.items()]
-        return ["nsenter", "-t", str(leader.pid), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--", "env", "-i", *environment, *words]
+        return [
+            "nsenter",
+            "-t",
+            str(leader.pid),
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "-p",
+            "-C",
+            "-r",
+            "-w",
+            "--",
+            "env",
+            "-i",
+            *environment,
+            *words,
+        ]
 
     # power
 
@@ -272,7 +303,9 @@ class Host:
         for folder in ("upper", "work", "merged"):
             (self.directory / folder).mkdir(parents=True, exist_ok=True)
         config = self.directory / "config"
-        for path, (text, mode) in host_files(self.name, self.number, self.lab.layers.mirror.apt_options, self.lab.public_key()).items():
+        for path, (text, mode) in host_files(
+            self.name, self.number, self.lab.layers.mirror.apt_options, self.lab.public_key()
+        ).items():
             write_text(config / path, text, mode)
         machine_id = config / "etc/machine-id"
         if not machine_id.exists():
@@ -286,13 +319,17 @@ class Host:
         (config / "root/.ssh").chmod(0o700)
 
     def _boot(self, timeout: float) -> None:
-        lower = ":".join(str(path) for path in (self.directory / "config", self.lab.layers.archives, self.lab.layers.root))
+        lower = ":".join(
+            str(path) for path in (self.directory / "config", self.lab.layers.archives, self.lab.layers.root)
+        )
         self.cgroup.path.mkdir(exist_ok=True)
         argv = ["unshare", "-m", "-n", "--propagation", "private", str(HERE / "host-start.sh"), self.name, self.machine]
         argv += [str(self.directory), lower, str(self.lab.relay_directory), str(self.lab.guest.directory)]
         environment = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
         with open(self.directory / "console.log", "wb") as console:
-            child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=console, stderr=console, start_new_session=True, env=environment)
+            child = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=console, stderr=console, start_new_session=True, env=environment
+            )
         assert child.stdin is not None
         nspawn = Process.of(child.pid)
         if nspawn is None:
@@ -349,7 +386,21 @@ class Host:
             outside = self.cable(kind)
             self._unplug(kind)
             address = f"02:c0:10:0{index}:00:{self.number:02x}"
-            ip("link", "add", outside, "type", "veth", "peer", "name", inside, "address", address, "netns", str(pid), netns=switch)
+            ip(
+                "link",
+                "add",
+                outside,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                inside,
+                "address",
+                address,
+                "netns",
+                str(pid),
+                netns=switch,
+            )
             ip("link", "set", outside, "master", kind, *([] if kind in cut else ["up"]), netns=switch)
         run(["nsenter", "-t", str(pid), "-n", "ip", "link", "set", "lan0", "addrgenmode", "none", "up"], timeout=30)
 
@@ -386,7 +437,9 @@ class Host:
                     self.command(["systemctl", "--failed", "--plain", "--no-legend"]),
                     stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False,
                 )  # fmt: skip
-                self.lab.log(f"{self.name} runs, with failed units: {' '.join(line.split()[0] for line in failed.stdout.splitlines())}")
+                self.lab.log(
+                    f"{self.name} runs, with failed units: {' '.join(line.split()[0] for line in failed.stdout.splitlines())}"
+                )
                 return
             time.sleep(0.05)  # its bus is not there yet
         raise LabError(f"{self.name} is {state!r} after {timeout:.0f} s: {self._console()}")
@@ -479,7 +532,9 @@ def find_leader(nspawn: int, pids: Sequence[int]) -> Process | None:
     for pid in pids:
         try:
             status = pathlib.Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-            _state, parent, started = parse_stat(pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace"))
+            _state, parent, started = parse_stat(
+                pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            )
         except OSError:
             continue
         found = re.search(r"^NSpid:\s+\d+\s+1$", status, re.MULTILINE)
@@ -489,7 +544,6 @@ def find_leader(nspawn: int, pids: Sequence[int]) -> Process | None:
 
 
 HOST_LINKS = {
-    "etc/systemd/system/systemd-modules-load.service": "/dev/null",  # the kernel is not the host's
     "etc/systemd/system/sockets.target.wants/lab-apt.socket": "/etc/systemd/system/lab-apt.socket",
 }
 
@@ -570,7 +624,11 @@ class Lab:
             self._make_key()
             self._make_networks()
             self.start_relay()
-            self.log("booting " + " and ".join(name for name, host in self.hosts.items() if not host.is_on) if not self.all_on else "hosts are on")
+            self.log(
+                "booting " + " and ".join(name for name, host in self.hosts.items() if not host.is_on)
+                if not self.all_on
+                else "hosts are on"
+            )
             with concurrent.futures.ThreadPoolExecutor(len(self.hosts)) as pool:
                 for _ in pool.map(lambda host: host.power_on(), self.hosts.values()):
                     pass
@@ -625,13 +683,40 @@ class Lab:
             if not (NETNS_RUN / netns).exists():
                 ip("netns", "add", netns)
             ip("link", "set", "lo", "up", netns=netns)
-            run(["ip", "netns", "exec", netns, "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"], timeout=30)
+            run(
+                ["ip", "netns", "exec", netns, "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"],
+                timeout=30,
+            )
         for bridge in CABLES:
             if not has_link(self.switch, bridge):
-                ip("link", "add", "dev", bridge, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0", netns=self.switch)
+                ip(
+                    "link",
+                    "add",
+                    "dev",
+                    bridge,
+                    "type",
+                    "bridge",
+                    "forward_delay",
+                    "0",
+                    "mcast_snooping",
+                    "0",
+                    netns=self.switch,
+                )
             ip("link", "set", "dev", bridge, "up", netns=self.switch)
         if not has_link(self.client, "lan0"):
-            ip("link", "add", "l-client", "type", "veth", "peer", "name", "lan0", "netns", self.client, netns=self.switch)
+            ip(
+                "link",
+                "add",
+                "l-client",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "lan0",
+                "netns",
+                self.client,
+                netns=self.switch,
+            )
         ip("link", "set", "l-client", "master", "lan", "up", netns=self.switch)
         ip("addr", "replace", f"{CLIENT_ADDRESS}/24", "dev", "lan0", netns=self.client)
         ip("link", "set", "lan0", "up", netns=self.client)
@@ -646,10 +731,21 @@ class Lab:
             socket_path.unlink(missing_ok=True)
             mirror = self.layers.mirror
             # A unix socket's path is short; the relay is started where its socket lives.
-            argv = [sys.executable, str(HERE / "relay.py"), "apt.sock", *mirror.sites, *(["--via", mirror.proxy] if mirror.proxy else [])]
+            argv = [
+                sys.executable,
+                str(HERE / "relay.py"),
+                "apt.sock",
+                *mirror.sites,
+                *(["--via", mirror.proxy] if mirror.proxy else []),
+            ]
             with open(self.directory / "relay.log", "ab") as output:
                 child = subprocess.Popen(
-                    argv, cwd=self.relay_directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                    argv,
+                    cwd=self.relay_directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
                 )
             started = Process.of(child.pid)
             if started is None:
@@ -671,7 +767,15 @@ class Lab:
 
     def ctl(self, *words: str) -> str:
         """A command line of labctl that works from anywhere."""
-        argv = [sys.executable, str(HERE / "labctl.py"), "--dir", str(self.directory), "--cache", str(self.cache), *words]
+        argv = [
+            sys.executable,
+            str(HERE / "labctl.py"),
+            "--dir",
+            str(self.directory),
+            "--cache",
+            str(self.cache),
+            *words,
+        ]
         return shlex.join(argv)
 
     def ssh_arguments(self) -> str:
@@ -738,7 +842,9 @@ class Lab:
 
 def accelerator() -> str:
     """kvm where the processor offers it and the device can be opened, else tcg."""
-    if not re.search(r"^flags\s*:.*\b(vmx|svm)\b", pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
+    if not re.search(
+        r"^flags\s*:.*\b(vmx|svm)\b", pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+    ):
         return "tcg"
     try:
         os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
@@ -772,9 +878,18 @@ def into(argv: Sequence[str]) -> NoReturn:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="labctl", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--dir", type=pathlib.Path, default=REPOSITORY / "build" / "lab", help="the lab's directory (default: build/lab)")
-    top.add_argument("--cache", type=pathlib.Path, help="bootstrapped layers (default: lab-cache beside --dir); `down` leaves it")
+    top = argparse.ArgumentParser(
+        prog="labctl", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument(
+        "--dir",
+        type=pathlib.Path,
+        default=REPOSITORY / "build" / "lab",
+        help="the lab's directory (default: build/lab)",
+    )
+    top.add_argument(
+        "--cache", type=pathlib.Path, help="bootstrapped layers (default: lab-cache beside --dir); `down` leaves it"
+    )
     top.add_argument("-q", "--quiet", action="store_true", help="no progress lines")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -784,8 +899,18 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("host", choices=list(HOSTS))
         return command
 
-    up = add("up", "boot both hosts; nothing happens to what is there already. Writes inventory.yml and lab.json into the lab's directory")
-    up.add_argument("--guests", type=int, choices=range(1, 9), default=1, metavar="1-8", help="define web1..webN (198.51.100.10 and up)")
+    up = add(
+        "up",
+        "boot both hosts; nothing happens to what is there already. Writes inventory.yml and lab.json into the lab's directory",
+    )
+    up.add_argument(
+        "--guests",
+        type=int,
+        choices=range(1, 9),
+        default=1,
+        metavar="1-8",
+        help="define web1..webN (198.51.100.10 and up)",
+    )
     add("down", "remove everything the lab made, also after a crash (the cache stays)")
     add("status", "one line per host")
     add("clean", "down, and remove the cache as well")
@@ -835,7 +960,17 @@ def act(lab: Lab, options: argparse.Namespace) -> None:
     elif command == "netns":
         into(["ip", "netns", "exec", lab.client, *without_dashes(options.words, ["bash"])])
     elif command == "client":
-        into(["ip", "netns", "exec", lab.client, sys.executable, str(HERE / "client.py"), *without_dashes(options.words, ["--help"])])
+        into(
+            [
+                "ip",
+                "netns",
+                "exec",
+                lab.client,
+                sys.executable,
+                str(HERE / "client.py"),
+                *without_dashes(options.words, ["--help"]),
+            ]
+        )
     else:
         act_on_host(lab, lab.host(options.host), options)
 
@@ -860,7 +995,16 @@ def act_on_host(lab: Lab, host: Host, options: argparse.Namespace) -> None:
     elif command == "exec":
         into(host.command(without_dashes(options.words, ["bash", "-l"])))
     elif command == "ssh":
-        into(["ssh", *shlex.split(lab.ssh_arguments()), "-i", str(lab.directory / "id"), f"root@{host.name}", *without_dashes(options.words, [])])
+        into(
+            [
+                "ssh",
+                *shlex.split(lab.ssh_arguments()),
+                "-i",
+                str(lab.directory / "id"),
+                f"root@{host.name}",
+                *without_dashes(options.words, []),
+            ]
+        )
     else:
         raise AssertionError(command)
 

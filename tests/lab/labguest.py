@@ -1,7 +1,10 @@
 # Copyright (c) 2026, lockstep.colo maintainers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The test guest: Debian's kernel, a handful of its modules and one static program (guest/init.c) as an initramfs; and a qcow2 to use as `source`."""
+"""The test guest: Debian's kernel, a handful of its modules and one static program (guest/init.c) as an initramfs.
+
+And a qcow2 with a marker at its begin, to be used as `source` of a disk.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,15 @@ MODULES = ("virtio_blk", "virtio_net", "e1000", "e1000e", "8139cp", "vmxnet3")
 
 # quiet and without probes that wait: the guest is to be up in a few seconds under TCG.
 KERNEL_OPTIONS = (
-    "console=ttyS0 quiet panic=5 ipv6.disable=1 nokaslr mitigations=off audit=0 apparmor=0 selinux=0 nowatchdog no_timer_check "
-    "i8042.noaux i8042.nokbd random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 raid=noautodetect"
+    "console=ttyS0 quiet panic=5 ipv6.disable=1 nokaslr mitigations=off tsc=reliable audit=0 apparmor=0 selinux=0 "
+    "nowatchdog no_timer_check i8042.noaux i8042.nokbd random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1"
 )
 
 MARKER = b"lockstep.colo lab: this disk was made from /srv/lab/data.qcow2\n"
 
 
 def cpio(entries: Iterable[tuple[str, int, bytes, tuple[int, int]]]) -> bytes:
-    """A newc archive of (name, mode, content, device number); no cpio program and no device node on this machine is needed."""
+    """A newc archive of (name, mode, content, device number); needs no cpio program and makes no device node here."""
     out = bytearray()
 
     def member(number: int, name: str, mode: int, data: bytes, device: tuple[int, int]) -> None:
@@ -48,7 +51,10 @@ def cpio(entries: Iterable[tuple[str, int, bytes, tuple[int, int]]]) -> bytes:
 
 
 def qcow2(size: int, content: bytes) -> bytes:
-    """A version 3 qcow2 of `size` bytes that begins with `content`; the rest reads as zeroes. One table of each kind is enough below 512 MiB."""
+    """A version 3 qcow2 of `size` bytes that begins with `content`; the rest reads as zeroes.
+
+    One table of each kind is enough below 512 MiB.
+    """
     cluster = 65536
     if size > 512 << 20 or len(content) > cluster:
         raise ValueError("this writer knows small images only")
@@ -69,7 +75,7 @@ def qcow2(size: int, content: bytes) -> bytes:
 
 
 def with_dependencies(names: Iterable[str], modules_dep: str) -> list[str]:
-    """Paths of modules and what they need, in an order in which they can be loaded. Names that are built in or absent are left out."""
+    """Paths of modules and what they need, in an order in which they load. Names built in or absent are left out."""
     needs: dict[str, list[str]] = {}
     for line in modules_dep.splitlines():
         path, _, rest = line.partition(":")
@@ -120,7 +126,8 @@ class GuestImage:
 
     def _initramfs(self, release: str) -> bytes:
         init = self.directory / ".init"
-        run(["gcc", "-static", "-O2", "-s", "-Wall", "-Wextra", "-pthread", "-o", str(init), str(SOURCE)], timeout=120)
+        flags = ["-static", "-O2", "-s", "-Wall", "-Wextra", "-pthread"]
+        run(["gcc", *flags, "-o", str(init), str(SOURCE)], timeout=120)
         none = (0, 0)
         entries: list[tuple[str, int, bytes, tuple[int, int]]] = [
             ("dev", 0o040755, b"", none),
@@ -141,9 +148,10 @@ class GuestImage:
         return bytes(packed.stdout)
 
     def _modules(self, release: str) -> list[tuple[str, bytes]]:
-        tree = next(path for path in (self.kernel / "usr/lib/modules" / release, self.kernel / "lib/modules" / release) if path.is_dir())
+        trees = (self.kernel / "usr/lib/modules" / release, self.kernel / "lib/modules" / release)
+        tree = next(path for path in trees if path.is_dir())
         if not (tree / "modules.dep").exists():
-            run(["depmod", "-b", str(tree.parents[2]), release], timeout=120)  # of usr/lib/modules/RELEASE or lib/modules/RELEASE
+            run(["depmod", "-b", str(tree.parents[2]), release], timeout=120)
         found: list[tuple[str, bytes]] = []
         for path in with_dependencies(MODULES, (tree / "modules.dep").read_text(encoding="utf-8")):
             data = (tree / path).read_bytes()

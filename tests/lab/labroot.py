@@ -1,7 +1,7 @@
 # Copyright (c) 2026, lockstep.colo maintainers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The cached lower layers of a lab host: a bootstrapped Debian root, and an apt archive layer that only saves download time."""
+"""The cached lower layers of a lab host: a bootstrapped Debian root, and packages that only save download time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ LAYOUT = 3  # raise it when the content of a layer changes without a change of t
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 BASE_PACKAGES = (
-    "ca-certificates", "dbus", "dbus-user-session", "iproute2", "iputils-ping", "less", "libpam-systemd", "netcat-openbsd",
-    "openssh-server", "procps", "python3", "python3-apt", "socat", "strace", "sudo", "systemd", "systemd-sysv", "tcpdump",
+    "ca-certificates", "dbus", "dbus-user-session", "iproute2", "iputils-ping", "less", "libpam-systemd",
+    "netcat-openbsd", "openssh-server", "procps", "python3", "python3-apt", "socat", "strace", "sudo", "systemd",
+    "systemd-sysv", "tcpdump",
 )  # fmt: skip
 # What the roles will ask for. These are only downloaded: dpkg of a host knows none of them.
 SEEDED_PACKAGES = ("qemu-system-x86", "qemu-utils", "qemu-block-extra", "python3-qemu-qmp", "nftables")
+# Work of the clock, which would make measurements differ, and consoles that nobody sees.
+MASKED_UNITS = (
+    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer",
+    "systemd-networkd-wait-online.service", "getty.target", "console-getty.service", "systemd-modules-load.service",
+)  # fmt: skip
 KERNEL_PACKAGE = "linux-image-amd64"  # not -cloud-amd64: that one has no driver for e1000
 
 Log = Callable[[str], None]
@@ -50,16 +56,20 @@ class Mirror:
 
     def sources(self, suites_main: Sequence[str] = (SUITE, f"{SUITE}-updates"), security: bool = True) -> str:
         """A deb822 sources file without backports: adding those is the job of the role."""
-        text = f"Types: deb\nURIs: {self.archive}\nSuites: {' '.join(suites_main)}\nComponents: main\nSigned-By: {KEYRING}\n"
-        if security and self.security:
-            text += f"\nTypes: deb\nURIs: {self.security}\nSuites: {SUITE}-security\nComponents: main\nSigned-By: {KEYRING}\n"
-        return text
+
+        def entry(uri: str, suites: str) -> str:
+            return f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n"
+
+        text = entry(self.archive, " ".join(suites_main))
+        return text + "\n" + entry(self.security, f"{SUITE}-security") if security and self.security else text
 
 
-def run(argv: Sequence[str], *, cwd: pathlib.Path | None = None, timeout: float = 900.0, env: dict[str, str] | None = None) -> str:
+def run(argv: Sequence[str], *, timeout: float = 900.0) -> str:
     """Run a command to its end and give its standard output; its error output belongs to the exception."""
     try:
-        done = subprocess.run(list(argv), cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"{argv[0]} did not end within {timeout:.0f} s: {' '.join(argv)}") from error
     except FileNotFoundError as error:
@@ -101,7 +111,7 @@ def _default_mirror() -> str | None:
 
 def find_mirror() -> Mirror:
     """LOCKSTEP_LAB_MIRROR (and _SECURITY_MIRROR), else what this machine's apt uses, else debootstrap's default."""
-    text = run(["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"], timeout=60)
+    text = run(["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"])
     archive, security = parse_targets(text)
     archive = os.environ.get("LOCKSTEP_LAB_MIRROR") or archive or _default_mirror()
     if archive is None:
@@ -133,7 +143,7 @@ class Layers:
         self.cache = cache
         self.mirror = mirror
         self.log = log
-        self.root = cache / f"root-{digest(LAYOUT, SUITE, BASE_PACKAGES, mirror)}"
+        self.root = cache / f"root-{digest(LAYOUT, SUITE, BASE_PACKAGES, MASKED_UNITS, mirror)}"
         self.archives = cache / f"archives-{digest(LAYOUT, SUITE, BASE_PACKAGES, SEEDED_PACKAGES, mirror)}"
         self.kernel = cache / f"kernel-{digest(LAYOUT, SUITE, KERNEL_PACKAGE, mirror)}"
 
@@ -163,11 +173,11 @@ class Layers:
         argv += [f"--aptopt={option}" for option in mirror.apt_options]
         # as on every Debian machine with udev, which a container has no use for
         argv += ['--customize-hook=chroot "$1" addgroup --quiet --system kvm']
-        argv += ['--customize-hook=rm -f "$1"/etc/machine-id "$1"/var/lib/dbus/machine-id "$1"/etc/resolv.conf "$1"/etc/hostname']
-        argv += ['--customize-hook=rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/apt.conf.d/99mmdebstrap']
+        for path in ("machine-id", "resolv.conf", "hostname", "apt/sources.list", "apt/apt.conf.d/99mmdebstrap"):
+            argv += [f'--customize-hook=rm -f "$1"/etc/{path}']
+        argv += ['--customize-hook=rm -f "$1"/var/lib/dbus/machine-id']
         argv += ['--customize-hook=chroot "$1" systemctl enable systemd-networkd.service ssh.service']
-        argv += ['--customize-hook=chroot "$1" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer '
-                 "e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-networkd-wait-online.service getty.target console-getty.service"]
+        argv += [f'--customize-hook=chroot "$1" systemctl mask {" ".join(MASKED_UNITS)}']
         argv += [SUITE, str(part), str(sources)]
         run(argv)
         (part / "etc/apt/sources.list.d").mkdir(exist_ok=True)
@@ -183,12 +193,20 @@ class Layers:
         text = self.mirror.sources() + "\n" + self.mirror.sources([f"{SUITE}-backports"], security=False)
         sources.write_text(text, encoding="utf-8")
         options = {
-            "Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": "-", "Dir::Etc::Preferences": "-",
-            "Dir::Etc::PreferencesParts": scratch / "etc/apt/preferences.d", "Dir::State": scratch / "state",
-            "Dir::State::Lists": scratch / "state/lists", "Dir::State::status": status, "Dir::Cache": scratch / "cache",
-            "Dir::Cache::Archives": scratch / "cache/archives", "APT::Sandbox::User": "root", "APT::Architecture": "amd64",
-            "APT::Architectures": "amd64", "Acquire::Languages": "none", "APT::Update::Post-Invoke": "", "APT::Update::Post-Invoke-Success": "",
-        }  # fmt: skip
+            "Dir::Etc::SourceList": sources,
+            "Dir::Etc::SourceParts": "-",
+            "Dir::Etc::Preferences": "-",
+            "Dir::Etc::PreferencesParts": scratch / "etc/apt/preferences.d",
+            "Dir::State": scratch / "state",
+            "Dir::State::Lists": scratch / "state/lists",
+            "Dir::State::status": status,
+            "Dir::Cache": scratch / "cache",
+            "Dir::Cache::Archives": scratch / "cache/archives",
+            "APT::Sandbox::User": "root",
+            "APT::Architecture": "amd64",
+            "APT::Architectures": "amd64",
+            "Acquire::Languages": "none",
+        }
         return ["apt-get", "-qq", "-y", *(f"-o{key}={value}" for key, value in options.items())]
 
     def _build_archives(self, part: pathlib.Path) -> None:
@@ -196,7 +214,17 @@ class Layers:
         shutil.rmtree(scratch, ignore_errors=True)
         apt = self._apt(scratch, self.root / "var/lib/dpkg/status")
         run([*apt, "update"])
-        run([*apt, "install", "--download-only", "--no-install-recommends", "-t", f"{SUITE}-backports", *SEEDED_PACKAGES])
+        run(
+            [
+                *apt,
+                "install",
+                "--download-only",
+                "--no-install-recommends",
+                "-t",
+                f"{SUITE}-backports",
+                *SEEDED_PACKAGES,
+            ]
+        )
         target = part / "var/cache/apt/archives"
         target.mkdir(parents=True)
         for deb in (scratch / "cache/archives").glob("*.deb"):

@@ -4,8 +4,9 @@
 """The lab's apt relay: an HTTP proxy on a unix socket that reaches the Debian mirror and nothing else.
 
 relay.py SOCKET SITE... [--via PROXY]
-A host has no way out; its 127.0.0.1:3142 is passed by systemd-socket-proxyd to this socket. apt keeps to one site per connection, so only the head of
-the first request is looked at; afterwards bytes go both ways untouched. `CONNECT` (a mirror with https) works as well.
+A host has no way out; its 127.0.0.1:3142 is passed by systemd-socket-proxyd to this socket. apt keeps to one site per
+connection, so only the head of the first request is looked at; afterwards bytes go both ways untouched. `CONNECT` (a
+mirror with https) works as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
+import pathlib
 from urllib.parse import urlsplit
 
 MAX_HEAD = 65536
@@ -54,36 +55,41 @@ class Relay:
         self.via = split_site(urlsplit(via).netloc or via, 3128) if via else None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream: asyncio.StreamWriter | None = None
+        streams = [writer]
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
             host, port, connect = target_of(head)
             if host not in self.hosts:
-                writer.write(b"HTTP/1.1 403 the lab relay does not go there\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                writer.write(
+                    b"HTTP/1.1 403 the lab relay does not go there\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
                 return
             back, upstream = await asyncio.wait_for(asyncio.open_connection(*(self.via or (host, port))), 30)
+            streams.append(upstream)
             if connect and self.via is None:
                 writer.write(b"HTTP/1.1 200 connected\r\n\r\n")
             else:
                 upstream.write(head)
             await asyncio.gather(_pump(reader, upstream), _pump(back, writer))
-        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError):
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
             with contextlib.suppress(OSError):
                 writer.write(b"HTTP/1.1 502 the lab relay failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         finally:
-            for stream in (writer, upstream):
-                if stream is not None:
-                    stream.close()
+            for stream in streams:
+                stream.close()
+
+
+def _publish(part: pathlib.Path, place: str) -> None:
+    """Under its name only when somebody listens."""
+    part.chmod(0o600)
+    part.rename(place)
 
 
 async def _main(options: argparse.Namespace) -> None:
     relay = Relay(options.sites, options.via)
-    part = f"{options.socket}.part"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(part)
+    part = pathlib.Path(f"{options.socket}.part")
     server = await asyncio.start_unix_server(relay.serve, part, limit=MAX_HEAD)
-    os.chmod(part, 0o600)
-    os.rename(part, options.socket)
+    _publish(part, options.socket)
     await server.serve_forever()
 
 

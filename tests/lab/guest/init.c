@@ -31,6 +31,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,7 +44,6 @@
 #define MAX_NICS 4
 #define LOCKS 64
 #define BIG_SIZE (16u * 1024 * 1024)
-#define DIRTY_MAX_MIB 192
 
 struct disk {
     int fd;
@@ -186,12 +186,17 @@ static bool dirty_reserve(size_t size)
 {
     if (size <= dirty_size)
         return true;
-    char *area = realloc(dirty_area, size);
-    if (area == NULL)
-        return false;
-    dirty_area = area;
-    dirty_size = size;
-    return true;
+    free(dirty_area);
+    dirty_area = malloc(size);
+    dirty_size = dirty_area == NULL ? 0 : size;
+    return dirty_area != NULL;
+}
+
+/* Half of the memory: nothing else here needs much, and PID 1 must not meet the OOM killer. */
+static uint64_t dirty_limit_mib(void)
+{
+    struct sysinfo info;
+    return sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit / 2 >> 20 : 0;
 }
 
 struct dirty_job {
@@ -211,11 +216,12 @@ static void *dirty_loop(void *argument)
     struct dirty_job job = *(struct dirty_job *)argument;
     free(argument);
     double end = now() + job.seconds;
-    while (now() < end && atomic_load(&dirty_round) == job.round) {
+    for (bool mine = true; mine && now() < end; usleep(1000)) {
         pthread_mutex_lock(&dirty_lock);
-        dirty_once(job.size);
+        mine = atomic_load(&dirty_round) == job.round && job.size <= dirty_size;
+        if (mine)
+            dirty_once(job.size);
         pthread_mutex_unlock(&dirty_lock);
-        usleep(1000);
     }
     return NULL;
 }
@@ -264,10 +270,10 @@ static bool number(const char *text, uint64_t *value, const char **rest)
 
 static void dirty_command(const char *words, char *answer, size_t room)
 {
-    uint64_t mib, seconds = 0;
+    uint64_t mib, seconds = 0, limit = dirty_limit_mib();
     const char *rest;
-    if (!number(words, &mib, &rest) || mib > DIRTY_MAX_MIB) {
-        snprintf(answer, room, "error dirty MIB [SECONDS], at most %d MiB\n", DIRTY_MAX_MIB);
+    if (!number(words, &mib, &rest) || mib > limit) {
+        snprintf(answer, room, "error dirty MIB [SECONDS], at most %" PRIu64 " MiB\n", limit);
         return;
     }
     if (*rest == ' ' && (!number(rest + 1, &seconds, &rest) || seconds > 86400)) {
