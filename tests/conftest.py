@@ -52,8 +52,10 @@ def _lab_is_up() -> bool:
     return any(pathlib.Path(f"/proc/{host['leader_pid']}").exists() for host in hosts)
 
 
-def pytest_configure() -> None:
-    """Let a terminated run take its lab away, as an interrupted one does."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, and let a terminated run take its lab away, as an interrupted one does."""
+    config.addinivalue_line("markers", "fast: needs neither root, nor a network, nor a lab; `make check` runs these")
+    config.addinivalue_line("markers", "lab: needs the two hosts; the `lab` fixture brings them up")
 
     def interrupt(number: int, _frame: object) -> t.NoReturn:
         raise KeyboardInterrupt(signal.Signals(number).name)

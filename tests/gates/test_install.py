@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import tarfile
 
@@ -34,7 +33,9 @@ def test_holds_what_a_user_needs_and_no_more(artifact: pathlib.Path) -> None:
 
 
 def test_installs_and_runs(artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    here = {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path), "ANSIBLE_CONFIG": os.devnull}
+    config = tmp_path / "ansible.cfg"
+    config.touch()
+    here = {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path), "ANSIBLE_CONFIG": str(config)}
     install = ("ansible-galaxy", "collection", "install", "--offline", "--collections-path", tmp_path, artifact)
     run(*install, timeout_s=120, cwd=tmp_path, env=here, warnings=False)
 
