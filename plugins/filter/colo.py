@@ -12,24 +12,32 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _guest, _pair
-from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 
 Json = dict[str, t.Any]
 
 
-def _definitions(guests: t.Any, hostvars: t.Any, hosts: t.Sequence[str], host: str) -> list[Json]:
-    own = hostvars[host]
-    links = {name: hostvars[name].get("colo_link_address") for name in hosts}
-    values = {
-        field.name: own[f"colo_{field.name}"]
-        for field in dataclasses.fields(_guest.HostDefaults)
-        if f"colo_{field.name}" in own
-    }
-    return _guest.definitions(guests, host, links, _guest.HostDefaults(**values))
+def _definitions(guests: t.Any, host: str, links: t.Mapping[str, t.Any], defaults: t.Mapping[str, t.Any]) -> list[Json]:
+    return _guest.definitions(guests, host, links, _guest.HostDefaults(**defaults))
 
 
-def _sides(definition: Json, answers: t.Mapping[str, t.Any]) -> tuple[_pair.Side, _pair.Side]:
-    one, two = (_side(host, answers.get(host), definition["name"]) for host in definition["hosts"])
+def _chosen(guests: t.Mapping[str, Json], name: str) -> Json:
+    """All guests, or the one of that name."""
+    if not name:
+        return dict(guests)
+    if name not in guests:
+        raise InputError("colo_guest", name, "name one of colo_guests: " + ", ".join(guests))
+    return {name: guests[name]}
+
+
+def _answers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> Json:
+    """The registered result ``register`` of every host of the pairs; None for a host that was not asked."""
+    hosts = {host for guest in guests.values() for host in guest["hosts"]}
+    return {host: hostvars[host].get(register) if host in hostvars else None for host in hosts}
+
+
+def _sides(name: str, guest: Json, answers: t.Mapping[str, t.Any]) -> tuple[_pair.Side, _pair.Side]:
+    one, two = (_side(host, answers.get(host), name) for host in guest["hosts"])
     return one, two
 
 
@@ -42,21 +50,80 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
     return _pair.Side(host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"])
 
 
-def _verdicts(definitions: t.Sequence[Json], answers: t.Mapping[str, t.Any]) -> Json:
+def _verdicts(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> Json:
+    answers = _answers(guests, hostvars, register)
+    verdicts: Json = {}
+    for name, guest in guests.items():
+        sides = _sides(name, guest, answers)
+        hosts = {side.host: side.standing or "unreachable" for side in sides}
+        verdicts[name] = {**dataclasses.asdict(_pair.pair(sides)), "hosts": hosts}
+    return verdicts
+
+
+def _failovers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, confirmed: str | None = None) -> Json:
+    answers = _answers(guests, hostvars, register)
     return {
-        definition["name"]: {
-            **dataclasses.asdict(_pair.pair(_sides(definition, answers))),
-            "hosts": {side.host: side.standing or "unreachable" for side in _sides(definition, answers)},
-        }
-        for definition in definitions
+        name: dataclasses.asdict(_pair.failover(_sides(name, guest, answers), confirmed or None))
+        for name, guest in guests.items()
     }
 
 
-def _failovers(definitions: t.Sequence[Json], answers: t.Mapping[str, t.Any], confirmed: str | None = None) -> Json:
-    return {
-        definition["name"]: dataclasses.asdict(_pair.failover(_sides(definition, answers), confirmed or None))
-        for definition in definitions
-    }
+def _refusals(judged: t.Mapping[str, Json]) -> list[str]:
+    """Why nothing is done for some guests."""
+    return [f"{name}: {pair['refusal']}" for name, pair in judged.items() if pair["refusal"]]
+
+
+def _not_protected(after: t.Mapping[str, Json], before: t.Mapping[str, Json]) -> list[str]:
+    """The guests that are not protected, with the reason; what was refused in the beginning is the better reason."""
+    return [
+        f"{name} is {pair['verdict']}: {before[name]['refusal'] or pair['refusal'] or pair['reason']}"
+        for name, pair in after.items()
+        if pair["verdict"] != "protected"
+    ]
+
+
+def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
+    """One line per guest: where it runs, and what that took."""
+    lines: list[str] = []
+    for name, result in _succeeded(failovers, hostvars, "survivor", register).items():
+        where = failovers[name]["survivor"]
+        if result["changed"]:
+            lines.append(f"{name} serves alone on {where} after {result['timings']['total_ms']:.0f} ms in the module")
+        else:
+            lines.append(f"{name} serves alone on {where} already")
+    return lines
+
+
+def _guests_of(pairs: t.Mapping[str, Json], host: str, side: str) -> list[str]:
+    """Names of the guests for which ``host`` is the ``side`` (serving or standby), and nothing is refused."""
+    return [name for name, pair in pairs.items() if pair[side] == host and not pair["refusal"]]
+
+
+def _succeeded(pairs: t.Mapping[str, Json], hostvars: t.Any, side: str, register: str) -> Json:
+    """By guest, the result ``register`` of the host that is its ``side``, where that went well."""
+    results = {}
+    for name, pair in pairs.items():
+        host = pair[side]
+        answer = hostvars[host].get(register) if host is not None and host in hostvars else None
+        result = (answer or {}).get("guests", {}).get(name)
+        if result is not None and "error" not in result:
+            results[name] = result
+    return results
+
+
+def _troubles(hosts: t.Sequence[str], hostvars: t.Any, registers: t.Sequence[str]) -> list[str]:
+    """What went wrong, one line per host and guest, from the given registered results."""
+    lines: list[str] = []
+    for host in hosts:
+        for register in registers:
+            answer = hostvars[host].get(register) if host in hostvars else None
+            if not answer or not answer.get("failed"):
+                continue
+            errors = {name: guest["error"] for name, guest in answer.get("guests", {}).items() if "error" in guest}
+            lines += [f"{host}: {error['error_code']}: {error['message']}" for error in errors.values()]
+            if not errors:
+                lines.append(f"{host}: {answer.get('msg', 'failed without a message')}")
+    return lines
 
 
 def _pause(info: Json) -> str:
@@ -69,9 +136,10 @@ def _rate(info: Json) -> str:
     return "-" if rate is None else f"{rate:.2f}/s"
 
 
-def _table(verdicts: Json, answers: t.Mapping[str, t.Any]) -> list[str]:
+def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
     """Lines of a table that a person can read: one block per guest, one line per host."""
     lines: list[str] = []
+    answers = _answers(guests, hostvars, register)
     for name, judged in verdicts.items():
         serving = judged["serving"] if judged["serving"] and not judged["start"] else "nobody"
         generation = "-" if judged["generation"] is None else judged["generation"]
@@ -111,7 +179,15 @@ class FilterModule:
         """Name to function."""
         return {
             "definitions": _wrapped(_definitions),
+            "chosen": _wrapped(_chosen),
+            "answers": _wrapped(_answers),
+            "refusals": _wrapped(_refusals),
+            "not_protected": _wrapped(_not_protected),
+            "failover_report": _wrapped(_failover_report),
             "verdicts": _wrapped(_verdicts),
             "failovers": _wrapped(_failovers),
+            "guests_of": _wrapped(_guests_of),
+            "succeeded": _wrapped(_succeeded),
+            "troubles": _wrapped(_troubles),
             "status_table": _wrapped(_table),
         }

@@ -10,6 +10,7 @@ connection and never greets, and a blocked main loop accepts commands and never 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 import types
 import typing as t
@@ -84,11 +85,9 @@ class Monitor:
         """Close without waiting for an orderly goodbye from the other side."""
         if self._loop.is_closed():
             return
-        try:
+        # the connection is given up: why its goodbye failed changes nothing
+        with contextlib.suppress(asyncio.TimeoutError, QMPError, OSError, EOFError):
             self._run(self._client.disconnect(), 1.0)
-        except (TimeoutError, QMPError, OSError, EOFError):
-            # the connection is given up: why its goodbye failed changes nothing
-            pass
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
