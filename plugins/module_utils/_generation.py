@@ -138,7 +138,7 @@ def _broken_invariant(rec: Record) -> str | None:
         return f"state is {rec.state!r}"
     if not rec.guest or not rec.host or not rec.peer or rec.host == rec.peer:
         return f"guest, host and peer are {rec.guest!r}, {rec.host!r}, {rec.peer!r}"
-    if rec.generation < 0 or (rec.generation == 0) != (rec.state == "new") and rec.state != "syncing":
+    if rec.generation < 0 or (rec.state != "syncing" and (rec.generation == 0) != (rec.state == "new")):
         return f"generation {rec.generation} does not fit state {rec.state}"
     if rec.serving not in (None, rec.host, rec.peer):
         return f"serving is {rec.serving!r}, neither {rec.host} nor {rec.peer}"

@@ -109,7 +109,7 @@ def update(guest: Guest, transition: t.Callable[[Record], Record]) -> tuple[Reco
 
 
 def _stamped(record: Record) -> Record:
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     return dataclasses.replace(record, changed_at=now.isoformat(timespec="milliseconds"))
 
 
