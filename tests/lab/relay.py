@@ -85,12 +85,22 @@ def _publish(part: pathlib.Path, place: str) -> None:
     part.rename(place)
 
 
+def _identity(place: str) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        found = pathlib.Path(place).stat()
+        return found.st_dev, found.st_ino
+    return None
+
+
 async def _main(options: argparse.Namespace) -> None:
     relay = Relay(options.sites, options.via)
     part = pathlib.Path(f"{options.socket}.part")
     server = await asyncio.start_unix_server(relay.serve, part, limit=MAX_HEAD)
     _publish(part, options.socket)
-    await server.serve_forever()
+    own = _identity(options.socket)
+    async with server:
+        while _identity(options.socket) == own:  # noqa: ASYNC110 - the directory may be removed under us, silently
+            await asyncio.sleep(1)
 
 
 def main() -> None:
