@@ -236,28 +236,31 @@ class ContinuityClient:
         if channel.acknowledged == 0:
             channel.lost = 0
             return
-        last = channel.first + channel.acknowledged - 1
-        for same in (True, False):
+        failures = (OSError, ValueError, TimeoutError)
+        if streams is not None:
             try:
-                if same:
-                    if streams is None:
-                        continue
-                    reader, writer = streams
-                else:
-                    reader, writer = await asyncio.wait_for(
-                        asyncio.open_connection(self.settings.address, self.settings.port), self.settings.check_timeout
-                    )
-                writer.write(b"check %d %d\n" % (channel.first, last))
-                line = await asyncio.wait_for(reader.readline(), self.settings.check_timeout)
-                words = line.decode("ascii", "replace").split()
-                if len(words) != 4 or words[0] != "check":
-                    raise ValueError(f"not an answer to check: {line!r}")
-                channel.lost = channel.acknowledged - int(words[3])
-                channel.checked_on_same_connection = same
+                channel.lost = await self._missing(channel, *streams)
+            except failures as error:
+                channel.error = f"check: {explain(error)}"
+            else:
+                channel.checked_on_same_connection = True
                 return
-            except (OSError, ValueError, TimeoutError) as error:
-                if same:
-                    channel.error = channel.error or f"check: {explain(error)}"
+        with contextlib.suppress(*failures):
+            async with asyncio.timeout(self.settings.check_timeout):
+                reader, writer = await asyncio.open_connection(self.settings.address, self.settings.port)
+            try:
+                channel.lost = await self._missing(channel, reader, writer)
+            finally:
+                writer.close()
+
+    async def _missing(self, channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+        writer.write(b"check %d %d\n" % (channel.first, channel.first + channel.acknowledged - 1))
+        async with asyncio.timeout(self.settings.check_timeout):
+            line = await reader.readline()
+        words = line.decode("ascii", "replace").split()
+        if len(words) != 4 or words[0] != "check":
+            raise ValueError(f"not an answer to check: {line!r}")
+        return channel.acknowledged - int(words[3])
 
     async def _write_status(self) -> None:
         while self.settings.status is not None:
