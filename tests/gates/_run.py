@@ -67,14 +67,15 @@ def run(
             output, _rest = process.communicate()
     except BaseException:
         os.killpg(process.pid, 15)
-        process.wait()
+        process.communicate()
         raise
     if problem is None and process.returncode:
         problem = f"ended with {process.returncode}"
     if problem is None and not warnings and _WARNING.search(output):
         problem = "printed a warning"
     if problem is not None:
-        pytest.fail(f"{' '.join(words)}\n{problem}:\n{output}", pytrace=False)
+        print(output)  # pytest shows it above the summary
+        pytest.fail(f"{' '.join(words)}: {problem}", pytrace=False)
     return output
 
 
