@@ -59,8 +59,8 @@ class Problem:
     message: str
 
     def as_dict(self) -> dict[str, t.Any]:
-        """The same as plain JSON types, for a module's result."""
-        return dataclasses.asdict(self)
+        """The same as plain JSON types, for a module's result, with one line that says it all."""
+        return {**dataclasses.asdict(self), "line": f"{self.error_code}: {self.variable}: {self.message}"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,7 @@ EXAMPLES = r"""
 - name: Refuse a host that cannot take its guests
   ansible.builtin.assert:
     that: answer.problems | length == 0
-    fail_msg: "{{ answer.problems | map(attribute='message') | join('; ') }}"
+    fail_msg: "{{ answer.problems | map(attribute='line') | join('; ') }}"
 """
 
 RETURN = r"""
@@ -166,6 +166,11 @@ problems:
       returned: success
       type: str
       sample: "this host has no bridge br7: make it, declare it in colo_bridges, or correct the name"
+    line:
+      description: Code, variable and message in one line.
+      returned: success
+      type: str
+      sample: "bridge_missing: colo_guests.web1.nics[0].bridge: this host has no bridge br7: make it"
 """
 
 import typing as t
