@@ -26,7 +26,7 @@ MODULES = ("virtio_blk", "virtio_net", "e1000", "e1000e", "8139cp", "vmxnet3")
 
 # quiet and without probes that wait: the guest is to be up in a few seconds under TCG.
 KERNEL_OPTIONS = (
-    "console=ttyS0 quiet panic=5 ipv6.disable=1 nokaslr mitigations=off tsc=reliable audit=0 apparmor=0 selinux=0 "
+    "console=ttyS0 quiet panic=5 ipv6.disable=1 nokaslr mitigations=off tsc=unstable audit=0 apparmor=0 selinux=0 "
     "nowatchdog no_timer_check i8042.noaux i8042.nokbd random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1"
 )
 
