@@ -214,7 +214,9 @@ def started_alone(
     )
 
 
-def begin_sync(rec: Record, generation: int, *, reason: str = "standby is being filled", discard: bool = False) -> Record:
+def begin_sync(
+    rec: Record, generation: int, *, reason: str = "standby is being filled", discard: bool = False
+) -> Record:
     """About to let the serving copy of *generation* overwrite this one: state syncing, joins generation + 1.
 
     Write it before the standby's start permit. A copy that may hold data the serving one does not is refused:

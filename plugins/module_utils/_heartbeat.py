@@ -166,13 +166,14 @@ class ClientHandshake(_Handshake):
         """Check the server's proof; return the line that proves this side, and the session."""
         message = _decode(line, {"nonce": str, "proof": str})
         context = (self._guest, self._host, self._peer, self._own_nonce, _nonce(message))
-        _check(self._derive(self._key, "server proof", context), message["proof"], f"{self._peer} does not have the key")
+        expected = self._derive(self._key, "server proof", context)
+        _check(expected, message["proof"], f"{self._peer} does not have the key")
         proof = _encode({"proof": self._derive(self._key, "client proof", context)})
         return proof, self._session(context, "client", "server")
 
 
 class ServerHandshake(_Handshake):
-    """The listening side: feed the first line to :meth:`challenge`, send its result, feed the next to :meth:`finish`."""
+    """The listening side: feed the first line to :meth:`challenge`, send its result, the next goes to :meth:`finish`."""
 
     _context: tuple[str, ...] | None = None
 

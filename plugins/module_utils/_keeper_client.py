@@ -50,7 +50,9 @@ class KeeperClient:
             return answer[field]
         if isinstance(answer, dict) and answer.get("ok") is False:
             raise ColoError(
-                str(answer.get("error_code", "keeper_error")), str(answer.get("message", "The keeper refused.")), op=request["op"]
+                str(answer.get("error_code", "keeper_error")),
+                str(answer.get("message", "The keeper refused.")),
+                op=request["op"],
             )
         raise self._unreachable("its answer has an unexpected form")
 

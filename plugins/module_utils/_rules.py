@@ -142,14 +142,20 @@ def _report_bad(data: Json, role: str) -> Meaning:
 def interpret_peer(payload: Json, record: Record | None) -> tuple[Action | None, str]:
     """Say what the peer's heartbeat *payload* asks of this side, given this side's *record*; with the reason.
 
-    Only words about the same session count: the peer is at the generation this copy has, or at the one it joins (the
-    serving side writes that a moment before the standby does).
+    Words about another session do not count: the peer is at the generation this copy has, or at the one it joins (the
+    serving side writes that a moment before the standby does). But a peer that serves at a later generation than this
+    standby's went on without it.
     """
-    if record is None or payload.get("generation") not in (record.generation, record.joins):
+    generation = payload.get("generation")
+    if record is None or not isinstance(generation, int):
         return None, ""
     host = str(payload.get("host"))
-    served = payload.get("role") == "serving" and record.role == "standby"
-    if served and not record.stale and _told(payload, "replication_failed"):
+    standby_of_it = record.role == "standby" and not record.stale and payload.get("role") == "serving"
+    if standby_of_it and record.state == "protected" and generation > record.generation:
+        return Action.MARK_STALE, f"{host} serves at generation {generation}, without this copy"
+    if generation not in (record.generation, record.joins):
+        return None, ""
+    if standby_of_it and _told(payload, "replication_failed"):
         return Action.MARK_STALE, f"{host} reported that replication to this disk failed"
     if record.state == "protected" and not record.void and payload.get("void"):
         return Action.MARK_VOID, f"{host} reported: {payload.get('void_reason') or 'protection is void'}"

@@ -30,8 +30,14 @@ LINK = {"alpha": "127.0.0.1", "beta": "127.0.0.2"}
 DEADLINE_S = 20.0
 
 try:
-    from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _guest, _heartbeat, _keeper_client
-    from ansible_collections.lockstep.colo.plugins.module_utils import _qmp, _store
+    from ansible_collections.lockstep.colo.plugins.module_utils import (
+        _generation,
+        _guest,
+        _heartbeat,
+        _keeper_client,
+        _qmp,
+        _store,
+    )
     from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 except ImportError as exc:
     raise RuntimeError("put a directory with ansible_collections/lockstep/colo -> this checkout on PYTHONPATH") from exc
@@ -46,6 +52,11 @@ def wait_for(what: str, look: t.Callable[[], t.Any], timeout_s: float = DEADLINE
             return seen
         assert time.monotonic() < ends, f"{what}: not within {timeout_s} s, last seen {seen!r}"
         time.sleep(0.02)
+
+
+def environ() -> dict[str, str]:
+    """Return the environment of a keeper: the collection is found where this test finds it."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def free_port_base() -> int:
@@ -91,11 +102,12 @@ class Side:
         self.log = self.directory / "keeper.log"
 
     def start_keeper(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CREDENTIALS_DIRECTORY": str(self.key_file.parent)}
+        environment = {**environ(), "CREDENTIALS_DIRECTORY": str(self.key_file.parent)}
         with self.log.open("ab") as log:
             self.keeper = subprocess.Popen(
-                [sys.executable, str(KEEPER), "run", str(self.config)], env=environment, stdin=subprocess.DEVNULL, stderr=log
-            )
+                [sys.executable, str(KEEPER), "run", str(self.config)],
+                env=environment, stdin=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
         wait_for("keeper answers", self.answers)
 
     def answers(self) -> bool:
@@ -122,10 +134,9 @@ class Side:
         pathlib.Path(self.guest.permit_file).write_text(json.dumps(permit))
 
     def launch(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.Popen(
             [sys.executable, str(KEEPER), "launch", str(self.config)],
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environ(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def start_qemu(self, role: str) -> None:
@@ -186,7 +197,8 @@ class Pair:
         """Up to pre-switchover: alpha's guest is paused and waits."""
         uri = f"tcp:{LINK['beta']}:{self.alpha.guest.port_migration}"
         for side in (self.beta, self.alpha):
-            capabilities = ["events", "return-path", "x-colo"] + (["pause-before-switchover"] if side is self.alpha else [])
+            capabilities = ["events", "return-path", "x-colo"]
+            capabilities += ["pause-before-switchover"] if side is self.alpha else []
             rows = [{"capability": name, "state": True} for name in capabilities]
             side.execute("migrate-set-capabilities", {"capabilities": rows})
         delay = {"x-checkpoint-delay": self.alpha.guest.tuning.checkpoint_delay_ms}
@@ -312,9 +324,8 @@ def test_survives_sigkill(alpha: Side) -> None:
 def test_second_keeper_leaves_the_first_alone(alpha: Side) -> None:
     alpha.start_keeper()
     first = alpha.keeper
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     second = subprocess.run(
-        [sys.executable, str(KEEPER), "run", str(alpha.config)], env=environment, check=False, timeout=DEADLINE_S
+        [sys.executable, str(KEEPER), "run", str(alpha.config)], env=environ(), check=False, timeout=DEADLINE_S
     )
     assert second.returncode == 75
     assert first is not None
@@ -402,8 +413,7 @@ def test_readiness_is_told(alpha: Side, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_state_for_humans(alpha: Side) -> None:
     alpha.start_keeper()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    out = subprocess.check_output([sys.executable, str(KEEPER), "state", str(alpha.config)], env=environment)
+    out = subprocess.check_output([sys.executable, str(KEEPER), "state", str(alpha.config)], env=environ())
     assert json.loads(out)["guest"] == "web1"
 
 
@@ -612,6 +622,14 @@ def test_switchover_that_goes_on_is_left_alone(pair: Pair) -> None:
     wait_for("twice the limit of checkpoints", lambda: pair.alpha.state()["checkpoints"]["count"] >= began + 15)
     assert pair.alpha.flag("switchover_ended") is None
     assert pair.alpha.state()["migration"]["status"] == "colo"
+
+
+def test_a_peer_that_went_on_alone_makes_the_standby_stale(pair: Pair) -> None:
+    pair.begin()
+    pair.protect()
+    _store.update(pair.alpha.guest, lambda rec: _generation.go_alone(rec, "standby not heard"))
+    wait_for("stale", lambda: pair.beta.record().stale)
+    assert "generation 3" in (pair.beta.record().stale_reason or "")
 
 
 def test_yank_while_protected(pair: Pair) -> None:
