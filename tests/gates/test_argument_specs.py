@@ -60,6 +60,15 @@ def test_defaults_are_those_of_the_specification(role: pathlib.Path) -> None:
 
 @pytest.mark.fast
 @each_role
+def test_every_name_is_the_collections(role: pathlib.Path) -> None:
+    """Roles share one inventory with everything else of the operator's: each name there begins with colo_."""
+    names = set(_load(role / "defaults" / "main.yml") or {}) | set(_load(role / "vars" / "main.yml") or {})
+    names |= {name for spec in _specs(role).values() for name in spec.get("options", {})}
+    assert not {name for name in names if not name.startswith("colo_")}
+
+
+@pytest.mark.fast
+@each_role
 def test_every_entry_point_is_specified(role: pathlib.Path) -> None:
     """A task file is an entry point unless its name says that it is private (a leading underscore)."""
     entry_points = {path.stem for path in (role / "tasks").glob("*.yml") if not path.name.startswith("_")}

@@ -14,7 +14,19 @@ from ansible_collections.lockstep.colo.tests.gates._run import TOP, run
 
 PLAYBOOKS = sorted(path.stem for path in TOP.glob("playbooks/*.yml"))
 MODULES = sorted(path.stem for path in TOP.glob("plugins/modules/*.py"))
-NOT_SHIPPED = ("build", "tests", "molecule", "scripts", "bench", "collections", ".git", ".ci", ".github", "Makefile")
+NOT_SHIPPED = (
+    "build",
+    "tests",
+    "molecule",
+    "scripts",
+    "bench",
+    "collections",
+    ".git",
+    ".ci",
+    ".config",
+    ".github",
+    "Makefile",
+)
 
 
 @pytest.fixture(scope="module")
