@@ -61,10 +61,12 @@ def test_defaults_are_those_of_the_specification(role: pathlib.Path) -> None:
 @pytest.mark.fast
 @each_role
 def test_every_name_is_the_collections(role: pathlib.Path) -> None:
-    """Roles share one inventory with everything else of the operator's: each name there begins with colo_."""
-    names = set(_load(role / "defaults" / "main.yml") or {}) | set(_load(role / "vars" / "main.yml") or {})
-    names |= {name for spec in _specs(role).values() for name in spec.get("options", {})}
-    assert not {name for name in names if not name.startswith("colo_")}
+    """What an operator sets begins with colo_, what a role keeps to itself with two underscores and the role's name."""
+    public = set(_load(role / "defaults" / "main.yml") or {})
+    public |= {name for spec in _specs(role).values() for name in spec.get("options", {})}
+    private = set(_load(role / "vars" / "main.yml") or {})
+    assert not {name for name in public if not name.startswith("colo_")}
+    assert not {name for name in private if not name.startswith(("colo_", f"__{role.name}_"))}
 
 
 @pytest.mark.fast
