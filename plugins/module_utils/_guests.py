@@ -129,6 +129,8 @@ def converge(
             try:
                 applier.run(steps)
             except ColoError as exc:
+                # a monitor greets one client at a time
+                applier.close()
                 if roll_back is not None:
                     exc.details["rolled_back"] = _roll_back(guest, module, roll_back)
                 exc.details["result"] = _told(applier, before, _after(guest, module), begin, observed)
