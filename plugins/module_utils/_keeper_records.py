@@ -89,7 +89,7 @@ class Records:
             return exc.error_code == "illegal_transition"
         self.current, self.error = after, None
         if after != before:
-            log("notice", "record written", action=action.value, reason=self._reasons[action], **after.to_dict())
+            log("notice", "record written", action=action.value, why=self._reasons[action], record=after.to_dict())
         return True
 
     async def _on_disk(self, call: t.Callable[[], T], deadline_s: float) -> T:

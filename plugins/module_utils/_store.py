@@ -40,18 +40,22 @@ def read(guest: Guest) -> Record | None:
     Error codes: ``record_unreadable``.
     """
     try:
-        fd = os.open(guest.record_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Not blocking: somebody may have put a pipe in its place.
+        fd = os.open(guest.record_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as exc:
         raise _unreadable(guest, exc.strerror or str(exc)) from exc
-    with os.fdopen(fd, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise _unreadable(guest, "it is not a regular file")
-        try:
-            raw = stream.read(_MAX_BYTES + 1)
-        except OSError as exc:
-            raise _unreadable(guest, exc.strerror or str(exc)) from exc
+    try:
+        # The length of a pipe or a directory says nothing, and neither is read.
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        raw = os.read(fd, _MAX_BYTES + 1) if regular else b""
+    except OSError as exc:
+        raise _unreadable(guest, exc.strerror or str(exc)) from exc
+    finally:
+        os.close(fd)
+    if not regular:
+        raise _unreadable(guest, "it is not a regular file")
     if len(raw) > _MAX_BYTES:
         raise _unreadable(guest, f"it is longer than {_MAX_BYTES} bytes")
     try:

@@ -227,7 +227,10 @@ def pair(tmp_path: pathlib.Path) -> t.Iterator[Pair]:
         made.beta.stop()
         for side in (made.alpha, made.beta):
             if side.log.exists():
-                sys.stdout.write(f"--- keeper on {side.guest.host}\n{side.log.read_text()}")
+                text = side.log.read_text()
+                sys.stdout.write(f"--- keeper on {side.guest.host}\n{text}")
+                assert "begun again" not in text, "a part of the keeper failed and was restarted"
+                assert "Traceback" not in text
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ def take_permit(guest: Guest) -> tuple[str, int]:
     """Take the start permit away and return its role and generation (``start_refused``). It is good for one try."""
     path = pathlib.Path(guest.permit_file)
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             owner = os.fstat(stream.fileno())
             raw = stream.read(API_LINE)
         path.unlink()
