@@ -53,7 +53,7 @@ RESTART_S = 0.25  # a part of the keeper that failed
 API_IDLE_S = 30.0
 API_LINE = 64 * 1024  # bytes
 CLIENTS = 16  # at once
-EXIT_USAGE, EXIT_BUSY, EXIT_REFUSED = 64, 75, 78
+EXIT_FAILED, EXIT_USAGE, EXIT_BUSY, EXIT_REFUSED = 1, 64, 75, 78
 
 
 def notify(message: str) -> None:
@@ -299,8 +299,9 @@ def main(arguments: list[str]) -> int:
         log("error", exc.message, error_code=exc.error_code)
         return EXIT_REFUSED
     except OSError as exc:
+        # Not one of the refusals above: the next try may succeed.
         log("error", f"{arguments[0]} failed", reason=str(exc))
-        return EXIT_REFUSED
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return 0
 
