@@ -87,7 +87,7 @@ def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register:
     lines: list[str] = []
     for name, result in _succeeded(failovers, hostvars, "survivor", register).items():
         where = failovers[name]["survivor"]
-        if result["changed"]:
+        if result["actions"]:
             lines.append(f"{name} serves alone on {where} after {result['timings']['total_ms']:.0f} ms in the module")
         else:
             lines.append(f"{name} serves alone on {where} already")

@@ -96,6 +96,8 @@ def _evidence(name: str, module: AnsibleModule) -> str | None:
 def fail_over(name: str, module: AnsibleModule) -> _guests.Result:
     """One guest's part of colo_failover."""
     guest = _guests.load(module.params["config_dir"], name)
+    if _evidence(name, module):
+        _observe.await_silence(guest)
     return _guests.converge(
         guest,
         module,

@@ -10,6 +10,7 @@ asked in band before the peer has been yanked.
 from __future__ import annotations
 
 import dataclasses
+import time
 import typing as t
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _features, _pair, _states, _store
@@ -59,6 +60,18 @@ def keeper_state(guest: Guest) -> dict[str, t.Any] | None:
         return KeeperClient(guest.keeper_socket, KEEPER_TIMEOUT_S).state()
     except ColoError:
         return None
+
+
+def await_silence(guest: Guest) -> None:
+    """Return when the peer's keeper has been silent for long enough to be called silent, or goes on beating.
+
+    A failover that begins a moment after the peer's death would take the last heartbeat for a sign of life.
+    """
+    interval_ms = guest.tuning.heartbeat_interval_ms
+    end = time.monotonic() + (_states.silence_limit_ms(interval_ms) + interval_ms) / 1000
+    while time.monotonic() < end and _states.peer_alive(keeper_state(guest), interval_ms):
+        # silence cannot be waited for in any other way
+        time.sleep(0.02)
 
 
 def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = None) -> Observation:

@@ -452,7 +452,7 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
     if now == "alone":
         return to_alone(guest, seen) if _states.leftovers(seen) else []
     if now in ("primary", "orphaned", "syncing") and is_outgoing(seen):
-        if now == "primary" and not fenced_by and _states.peer_alive(seen):
+        if now == "primary" and not fenced_by and _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms):
             raise RefusedError(
                 "peer_alive",
                 f"guest {guest.name}: the pair is healthy and {guest.host} serves already: nothing to fail over",
@@ -471,7 +471,7 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
             f"guest {guest.name}: {guest.host} takes over only with fenced_by, the evidence that {guest.peer} no longer runs the "
             "guest: an unreachable peer is not a dead peer",
         )
-    if _states.peer_alive(seen):
+    if _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms):
         raise RefusedError(
             "peer_alive",
             f"guest {guest.name}: the keeper on {guest.peer} is heard on the link and its QEMU lives, so {guest.peer} is not fenced "

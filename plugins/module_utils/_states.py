@@ -126,13 +126,20 @@ def peer_lost(seen: Observation) -> str | None:
     return None
 
 
-def peer_alive(seen: Observation) -> bool:
+def silence_limit_ms(heartbeat_interval_ms: int) -> float:
+    """A keeper that beats cannot be silent for longer than this (two beats, and slack for a busy host)."""
+    return 2.2 * heartbeat_interval_ms
+
+
+def peer_alive(keeper: t.Mapping[str, t.Any] | None, heartbeat_interval_ms: int) -> bool:
     """Whether the peer's keeper is heard right now and says that its QEMU lives: such a peer is not fenced."""
-    if seen.keeper is None:
+    if keeper is None:
         return False
-    heartbeat = seen.keeper["heartbeat"]
+    heartbeat = keeper["heartbeat"]
+    age_ms = heartbeat.get("last_rx_age_ms")
     payload = heartbeat.get("peer") or {}
-    return bool(heartbeat.get("authenticated")) and not heartbeat.get("lost") and payload.get("qemu_status") is not None
+    heard = bool(heartbeat.get("authenticated")) and age_ms is not None and age_ms < silence_limit_ms(heartbeat_interval_ms)
+    return heard and payload.get("qemu_status") is not None
 
 
 def leftovers(seen: Observation) -> bool:
