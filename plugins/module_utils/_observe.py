@@ -13,7 +13,7 @@ import dataclasses
 import time
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _features, _pair, _states, _store
+from ansible_collections.lockstep.colo.plugins.module_utils import _features, _pair, _states, _store, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
@@ -106,6 +106,7 @@ def ask(monitor: Monitor) -> Qemu:
             for node in monitor.execute("query-named-block-nodes", {"flat": True})
             if not node["node-name"].startswith("#")
         ),
+        attached=attached(monitor),
         jobs={
             job["device"]: Job(
                 ready=bool(job.get("ready")), status=job["status"], offset=job["offset"], length=job["len"]
@@ -116,6 +117,14 @@ def ask(monitor: Monitor) -> Qemu:
         chardevs=chardevs(monitor),
         exports=frozenset(export["id"] for export in monitor.execute("query-block-exports")),
     )
+
+
+def attached(monitor: Monitor) -> frozenset[str]:
+    """Nodes that are children of a guest device's quorum: taking out one that is not there is an error."""
+    graph = monitor.execute("x-debug-query-block-graph")
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    quorums = {number for number, name in names.items() if name.startswith(_topology.QUORUM_PREFIX)}
+    return frozenset(names[edge["child"]] for edge in graph["edges"] if edge["parent"] in quorums)
 
 
 def objects(monitor: Monitor) -> dict[str, str]:

@@ -171,7 +171,7 @@ def to_alone(guest: Guest, seen: Observation) -> list[Step]:
             "standing_failed", f"guest {guest.name}: QEMU on {guest.host} gives no answer ({trouble(seen)})"
         )
     disks, nics = range(len(guest.disks)), range(len(guest.nics))
-    replicated = [disk for disk in disks if _topology.replication_node(disk) in qemu.nodes]
+    replicated = [disk for disk in disks if _topology.replication_node(disk) in qemu.attached]
     steps = [
         _record("go_alone", "this copy is the newest from here on", reason="protection ended"),
         Step("yank", "yank the peer out of band", {"instances": _topology.yank_instances(guest)}),

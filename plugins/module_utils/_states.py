@@ -60,6 +60,7 @@ class Qemu:
     migration_error: str | None
     colo_mode: str
     nodes: frozenset[str]
+    attached: frozenset[str]  # the nodes that are children of a guest device's quorum
     jobs: t.Mapping[str, Job]
     objects: t.Mapping[str, str]
     chardevs: t.Mapping[str, bool]

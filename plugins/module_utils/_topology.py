@@ -21,6 +21,7 @@ Command = tuple[str, dict[str, t.Any]]
 
 # Monitors have this prefix so that no rule can ever yank one by mistake (query-yank lists them too).
 MONITOR_PREFIX = "monitor-"
+QUORUM_PREFIX = "colo-disk"
 QUORUM_CHILD = "children.1"
 
 _UUID_NAMESPACE = uuid.UUID("6f0d0f55-9f0c-5b5e-9d5a-4c0a3c0f7c3e")
@@ -36,7 +37,7 @@ def parent_node(disk: int) -> str:
 
 def quorum_node(disk: int) -> str:
     """The guest device's drive."""
-    return f"colo-disk{disk}"
+    return f"{QUORUM_PREFIX}{disk}"
 
 
 def standby_node(disk: int) -> str:
