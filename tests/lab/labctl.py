@@ -273,6 +273,8 @@ class Lab:
                     "ansible_ssh_private_key_file": str(self.directory / "id"),
                     "ansible_ssh_common_args": self.ssh_arguments(),
                     "ansible_ssh_pipelining": True,
+                    # two labs have hosts of the same names: their connections must not be shared
+                    "ansible_control_path_dir": f"~/.ansible/cp-{self.name}",
                     "colo_accelerator": accelerator(),
                     "colo_guests": self.guest_specs(count),
                 },
