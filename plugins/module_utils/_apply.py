@@ -106,6 +106,7 @@ class Applier:
             "wait_keeper": self._wait_keeper,
             "wait_runstate": self._wait_runstate,
             "wait_heartbeat": self._wait_heartbeat,
+            "cancel_jobs": self._cancel_jobs,
             "wait_jobs_ready": self._wait_jobs_ready,
             "wait_jobs_gone": self._wait_jobs_gone,
             "wait_migration": self._wait_migration,
@@ -197,6 +198,15 @@ class Applier:
 
     def _jobs(self) -> dict[str, dict[str, t.Any]]:
         return {job["device"]: job for job in self.monitor.execute("query-block-jobs")}
+
+    def _cancel_jobs(self, step: Step, deadline: float) -> None:
+        for job in step.arguments["jobs"]:
+            try:
+                self.monitor.execute("block-job-cancel", {"device": job, "force": True})
+            except QmpError as exc:
+                # the yank of its connection may have ended it already
+                if exc.details.get("error_class") != "DeviceNotActive":
+                    raise
 
     def _wait_jobs_ready(self, step: Step, deadline: float) -> None:
         wanted, jobs = step.arguments["jobs"], self._jobs()

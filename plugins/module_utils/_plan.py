@@ -31,6 +31,7 @@ Operation = t.Literal[
     "wait_keeper",
     "wait_runstate",
     "wait_heartbeat",
+    "cancel_jobs",
     "wait_jobs_ready",
     "wait_jobs_gone",
     "wait_migration",
@@ -204,8 +205,8 @@ def to_alone(guest: Guest, seen: Observation) -> list[Step]:
     steps += _filters_gone(qemu, [name for nic in nics for name in _topology.standby_filters(nic)])
     steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.standby_chardevs(nic)])
     jobs = [job for job in qemu.jobs if job in {_topology.resync_job(disk) for disk in disks}]
-    steps += [_qmp("block-job-cancel", {"device": job, "force": True}) for job in jobs]
     if jobs:
+        steps.append(Step("cancel_jobs", "end the resync", {"jobs": jobs}))
         steps.append(Step("wait_jobs_gone", "the resync has ended", {"jobs": jobs}, changes=False))
     steps += _filters_gone(qemu, [name for nic in nics for name in _topology.primary_filters(nic)])
     steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.primary_chardevs(nic)])
