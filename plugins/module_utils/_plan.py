@@ -88,11 +88,13 @@ def serve(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
     if now in ("absent", "stopped"):
         return _start(guest, seen, fenced_by)
     if now == "primary":
-        return []
+        return to_alone(guest, seen) if _half_way(seen) else []
     if now == "alone":
         return to_alone(guest, seen) if _states.leftovers(seen) else []
     if now in ("syncing", "orphaned") and is_outgoing(seen):
         return to_alone(guest, seen)
+    if now in ("secondary", "orphaned") and _half_way(seen):
+        return failover(guest, seen, None, accept_void=False)
     if now == "failed":
         raise RefusedError(
             "standing_failed",
@@ -128,6 +130,12 @@ def is_outgoing(seen: Observation) -> bool:
     if seen.qemu.colo_mode != "none":
         return seen.qemu.colo_mode == "primary"
     return seen.qemu.runstate not in ("inmigrate", "prelaunch")
+
+
+def _half_way(seen: Observation) -> bool:
+    """Whether a takeover, or an end of protection, was killed: the record says alone, and QEMU is still in COLO."""
+    in_colo = seen.qemu is not None and seen.qemu.colo_mode != "none"
+    return in_colo and seen.record is not None and seen.record.state == "alone"
 
 
 def _start(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
@@ -245,9 +253,9 @@ def protect(guest: Guest, seen: Observation, features: Features | None, timeout_
     swap mirror for replication, switch the filters in, go on. ``timeout_s`` bounds each of the two long waits.
     """
     now = _states.standing(seen)
-    if now == "primary":
+    if now == "primary" and not _half_way(seen):
         return [_proof(guest)]
-    if now in ("alone", "syncing", "orphaned") and is_outgoing(seen):
+    if now in ("alone", "primary", "syncing", "orphaned") and is_outgoing(seen):
         half_built = to_alone(guest, seen) if now != "alone" or _states.leftovers(seen) else []
         return half_built + _protect_forward(guest, seen, features, timeout_s)
     raise RefusedError(
@@ -323,7 +331,7 @@ def standby(guest: Guest, seen: Observation, generation: int | None) -> list[Ste
     (``awaits_failover``): an older copy never replaces a newer one.
     """
     now = _states.standing(seen)
-    if now == "secondary":
+    if now == "secondary" and not _outdated(seen, generation):
         return []
     if generation is None:
         raise RefusedError(
@@ -374,6 +382,11 @@ def standby(guest: Guest, seen: Observation, generation: int | None) -> list[Ste
             changes=False,
         ),
     ]
+
+
+def _outdated(seen: Observation, generation: int | None) -> bool:
+    """Whether the copy of ``generation`` that serves has left the session of this secondary behind."""
+    return generation is not None and seen.record is not None and seen.record.generation < generation
 
 
 def _standby_complete(guest: Guest, seen: Observation) -> bool:
@@ -453,7 +466,12 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
     if now == "alone":
         return to_alone(guest, seen) if _states.leftovers(seen) else []
     if now in ("primary", "orphaned", "syncing") and is_outgoing(seen):
-        if now == "primary" and not fenced_by and _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms):
+        if (
+            now == "primary"
+            and not fenced_by
+            and not _half_way(seen)
+            and _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms)
+        ):
             raise RefusedError(
                 "peer_alive",
                 f"guest {guest.name}: the pair is healthy and {guest.host} serves already: nothing to fail over",
@@ -466,6 +484,9 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
             f"guest {guest.name}: {guest.host} is {now} and holds no running copy to fail over to",
             standing=now,
         )
+    if _half_way(seen) and seen.record is not None:
+        # the takeover that is finished here was begun with evidence
+        fenced_by = fenced_by or seen.record.fenced_by
     if not fenced_by:
         raise RefusedError(
             "fence_missing",
