@@ -48,7 +48,7 @@ class Pair:
 def pair(sides: tuple[Side, Side]) -> Pair:
     """Judge a pair from the answers of its two hosts, given in the order of the guest's ``hosts``."""
     one, two = sides
-    unknown = [side for side in sides if side.standing is None or side.standing == "failed"]
+    unknown = [side for side in sides if side.standing in (None, "failed") or _role_unknown(side)]
     serving = [side for side in sides if _serves(side)]
     if len(serving) == 2:
         return Pair(
@@ -60,7 +60,11 @@ def pair(sides: tuple[Side, Side]) -> Pair:
         return _one_serves(serving[0], two if serving[0] is one else one)
     if unknown:
         side = unknown[0]
-        why = "does not answer" if side.standing is None else "has a QEMU that cannot be judged (standing failed)"
+        why = (
+            "does not answer"
+            if side.standing is None
+            else f"has a QEMU that cannot be judged (standing {side.standing})"
+        )
         return Pair(
             "unknown",
             f"{side.host} {why}, and no other host serves the guest",
@@ -76,7 +80,7 @@ def pair(sides: tuple[Side, Side]) -> Pair:
             generation=0,
         )
     lost = [side for side in sides if side.standing in ("orphaned", "secondary")]
-    if lost:
+    if lost and not _left_behind(lost[0], two if lost[0] is one else one):
         return Pair(
             "degraded",
             f"{lost[0].host} holds the guest ({lost[0].standing}) and its primary is gone",
@@ -96,6 +100,21 @@ def _serves(side: Side) -> bool:
     return False
 
 
+def _role_unknown(side: Side) -> bool:
+    """A QEMU on its way into COLO is the serving one or the standby; without a word of its record it may be either."""
+    return side.standing == "syncing" and (side.record is None or side.record.role == "none")
+
+
+def _left_behind(waiting: Side, other: Side) -> bool:
+    """Whether the primary of ``waiting`` went on alone before it stopped: then its copy holds what the waiting one lacks."""
+    return (
+        waiting.record is not None
+        and other.record is not None
+        and other.record.state == "alone"
+        and other.record.generation > waiting.record.generation
+    )
+
+
 def _one_serves(serving: Side, other: Side) -> Pair:
     generation = None if serving.record is None else serving.record.generation
     common: dict[str, t.Any] = {"serving": serving.host, "generation": generation}
@@ -111,6 +130,8 @@ def _one_serves(serving: Side, other: Side) -> Pair:
         return Pair(verdict, f"{serving.host} serves and {other.host} {why}", **common)
     common["standby"] = other.host
     if serving.standing == "primary" and other.standing == "secondary":
+        if not _one_session(serving.record, other.record):
+            return Pair("degraded", "both sides are in COLO, and their generation records do not agree", **common)
         void = serving.void_reason or other.void_reason
         if void:
             return Pair("degraded", f"protection is void: {void}", **common)
@@ -124,6 +145,12 @@ def _one_serves(serving: Side, other: Side) -> Pair:
     if serving.standing == "syncing" or other.standing in ("standby", "syncing"):
         return Pair("protecting", f"{serving.host} serves and {other.host} is {other.standing}", **common)
     return Pair("unprotected", f"{serving.host} serves alone and {other.host} is {other.standing}", **common)
+
+
+def _one_session(serving: Record | None, other: Record | None) -> bool:
+    if serving is None or other is None:
+        return False
+    return serving.state == other.state == "protected" and serving.generation == other.generation
 
 
 def _nobody_serves(one: Side, two: Side) -> Pair:
@@ -169,6 +196,11 @@ def failover(sides: tuple[Side, Side], confirmed: str | None) -> Failover:
         told = ", ".join(f"{side.host} is {side.standing or 'unreachable'}" for side in sides)
         return Failover(None, refusal=f"no host holds a running copy of the guest ({told}): run site.yml")
     survivor, other = waiting[0], two if waiting[0] is one else one
+    if _left_behind(survivor, other):
+        return Failover(
+            None,
+            refusal=f"{other.host} went on alone after it had let go of {survivor.host}, and has the newer copy: run site.yml",
+        )
     if other.standing in ("stopped", "absent"):
         return _survive(survivor, other, f"observed on {other.host}: its QEMU is not running ({other.standing})")
     state = "does not answer" if other.standing is None else f"is {other.standing}"
