@@ -255,8 +255,8 @@ def test_boot_files(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     assert files[str(private)].problem[0] == "boot_file_unreadable"
     assert files[str(tmp_path / "missing")].problem[0] == "boot_file_missing"
     public = pathlib.Path("/etc/passwd")
-    boot = {"kernel": str(public), "initrd": None, "append": ""}
-    assert look(proc, definition(tmp_path, boot=boot)).boot_files[str(public)].problem is None
+    readable = {"kernel": str(public), "initrd": None, "append": ""}
+    assert look(proc, definition(tmp_path, boot=readable)).boot_files[str(public)].problem is None
     boot_of_root = look(proc, definition(tmp_path, user="root", boot={"kernel": "/etc/passwd", "initrd": None}))
     assert boot_of_root.boot_files["/etc/passwd"].problem is None
 

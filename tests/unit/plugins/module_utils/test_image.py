@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
+import shutil
 import struct
 import typing as t
 
@@ -236,9 +237,7 @@ def guest(tmp_path: pathlib.Path) -> _guest.Guest:
 @pytest.fixture
 def owners(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     seen: list[tuple[str, str, str]] = []
-    monkeypatch.setattr(
-        _image.shutil, "chown", lambda path, user, group: seen.append((pathlib.Path(path).name, user, group))
-    )
+    monkeypatch.setattr(shutil, "chown", lambda path, user, group: seen.append((pathlib.Path(path).name, user, group)))
     return seen
 
 

@@ -1,0 +1,175 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The modules colo_image, colo_files and colo_host_info from their options to their results."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing as t
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.lockstep.colo.plugins.modules import colo_files, colo_host_info, colo_image
+from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_features import answers
+from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_image import SIZE, qcow2
+
+Script = list[tuple[str, tuple[int, str, str]]]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """An ordered script for run_command: how the command ends, and its answer; a qemu-img writes what it should."""
+    steps: Script = []
+
+    def run_command(_module: AnsibleModule, args: list[str], **_data: str) -> tuple[int, str, str]:
+        assert steps, f"unexpected command {args}"
+        ending, answer = steps.pop(0)
+        assert " ".join(args).endswith(ending)
+        if args[0] == "qemu-img":
+            pathlib.Path(args[-2]).write_bytes(qcow2(int(args[-1])))
+        return answer
+
+    monkeypatch.setattr(AnsibleModule, "run_command", run_command)
+    monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _module, name: f"/usr/bin/{name}")
+    return steps
+
+
+def run(module: t.Any, capsys: pytest.CaptureFixture[str], **options: t.Any) -> dict[str, t.Any]:
+    """Run the module to its end and return its result."""
+    with patch_module_args(options), pytest.raises(SystemExit):
+        module.main()
+    result = json.loads(capsys.readouterr().out)
+    assert isinstance(result, dict)
+    return result
+
+
+def test_image_is_made_once(tmp_path: pathlib.Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "root.qcow2")
+    options = {"path": path, "size": "64M", "mode": "0640"}
+
+    would = run(colo_image, capsys, **options, _ansible_check_mode=True)
+    assert (would["changed"], would["image"]["made"]) == (True, True)
+    assert not pathlib.Path(path).exists()
+
+    script.append((f"{path}.part {SIZE}", (0, "", "")))
+    made = run(colo_image, capsys, **options)
+    assert script == []
+    assert made["changed"]
+    assert made["image"] == {"path": path, "format": "qcow2", "virtual_size": SIZE, "made": True}
+    assert made["diff"]["before"] == {"path": path, "state": "absent"}
+    assert pathlib.Path(path).stat().st_mode & 0o777 == 0o640
+
+    again = run(colo_image, capsys, **options)
+    assert (again["changed"], again["image"]["made"]) == (False, False)
+    assert again["diff"]["before"] == again["diff"]["after"]
+
+
+def test_image_gets_its_mode_back(tmp_path: pathlib.Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "root.qcow2"
+    path.write_bytes(qcow2())
+    path.chmod(0o644)
+    assert run(colo_image, capsys, path=str(path), size="64M", mode="0600")["changed"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert script == []
+
+
+def test_image_errors_carry_a_code(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "root.qcow2"
+    path.write_bytes(qcow2())
+    result = run(colo_image, capsys, path=str(path), size="128M")
+    assert (result["failed"], result["error_code"]) == (True, "image_size_differs")
+    assert run(colo_image, capsys, path=str(path), size="a lot")["error_code"] == "bad_input"
+
+
+def test_files(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"path": str(tmp_path / "lib"), "files": {"one.txt": "1\n"}}
+    would = run(colo_files, capsys, **options, _ansible_check_mode=True)
+    assert (would["changed"], would["written"]) == (True, ["one.txt"])
+    assert would["diff"][0]["after"] == "1\n"
+    assert run(colo_files, capsys, **options)["changed"]
+    assert not run(colo_files, capsys, **options)["changed"]
+
+
+def replies() -> str:
+    lines = []
+    for key, value in answers().items():
+        error = isinstance(value, dict) and "error" in value
+        lines.append(
+            {"id": key, "error": {"class": "GenericError", "desc": value["error"]}}
+            if error
+            else {"id": key, "return": value}
+        )
+    return "\n".join(json.dumps(line) for line in lines)
+
+
+@pytest.fixture
+def binary(tmp_path: pathlib.Path) -> str:
+    path = tmp_path / "qemu"
+    path.write_text("")
+    path.chmod(0o755)
+    return str(path)
+
+
+def definition(directory: pathlib.Path, binary: str) -> dict[str, t.Any]:
+    return {
+        "name": "web1",
+        "host": "alpha",
+        "hosts": ["alpha", "beta"],
+        "link": {"alpha": "192.0.2.1", "beta": "192.0.2.2"},
+        "memory_mib": 1,
+        "machine": "pc",
+        "cpu": "qemu64",
+        "accelerator": "tcg",
+        "user": "root",
+        "qemu_binary": binary,
+        "port_base": 9000,
+        "disks": [{"name": "root", "size_bytes": 1024, "source": None, "source_format": "raw"}],
+        "nics": [{"name": "lan", "bridge": "br0", "tap": "web1-lan", "model": "virtio-net-pci"}],
+        "boot": None,
+        "paths": {"config": f"{directory}/etc", "state": f"{directory}/state", "run": f"{directory}/run"},
+    }
+
+
+def test_host_info_of_qemu_alone(script: Script, binary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script.append(("-qmp stdio", (0, replies(), "")))
+    result = run(colo_host_info, capsys, qemu_binary=binary)
+    assert script == []
+    assert (result["changed"], result["problems"]) == (False, [])
+    assert result["host"]["qemu"]["version"] == "11.1.3"
+
+
+@pytest.mark.parametrize(
+    ("qemu", "there", "codes"),
+    [
+        ("require", False, ["qemu_missing", "link_address_missing", "bridge_missing"]),
+        ("if_present", False, ["link_address_missing", "bridge_missing"]),
+        ("ignore", False, ["link_address_missing", "bridge_missing"]),
+        ("require", True, ["link_address_missing", "bridge_missing"]),
+    ],
+)
+def test_host_info_returns_all_problems(
+    tmp_path: pathlib.Path,
+    script: Script,
+    binary: str,
+    capsys: pytest.CaptureFixture[str],
+    qemu: str,
+    there: bool,
+    codes: list[str],
+) -> None:
+    if there:
+        script.append(("-qmp stdio", (0, replies(), "")))
+    script.append(("address show", (0, "[]", "")))
+    used = binary if there else str(tmp_path / "missing")
+    result = run(colo_host_info, capsys, qemu_binary=used, qemu=qemu, definitions=[definition(tmp_path, used)])
+    assert script == []
+    assert [problem["error_code"] for problem in result["problems"]] == codes
+    assert result["host"]["memory_needed_mib"] == 129
+
+
+def test_host_info_of_a_qemu_that_hangs(script: Script, binary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script.append(("-qmp stdio", (137, "", "Killed")))
+    assert run(colo_host_info, capsys, qemu_binary=binary)["error_code"] == "qemu_probe_failed"
