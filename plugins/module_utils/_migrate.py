@@ -51,11 +51,11 @@ def migrate(name: str, module: AnsibleModule) -> _guests.Result:
         ("primary", "absent"): lambda seen, _applier: _plan.unprotect(guest, seen),
         ("secondary", "ready"): lambda seen, _applier: _plan.standby(guest, seen, _generation(name, module)),
         ("secondary", "protected"): lambda seen, _applier: [] if module.check_mode else _plan.follow(guest, seen),
-        ("secondary", "absent"): lambda seen, _applier: _plan.stop_standby(guest, seen),
+        ("secondary", "absent"): lambda seen, _applier: _plan.stop_standby(guest, seen, _evidence(name, module)),
     }
     roll_backs: dict[tuple[str, str], c.Callable[[Observation], c.Sequence[_plan.Step]]] = {
         ("primary", "protected"): lambda seen: _plan.unprotect(guest, seen),
-        ("secondary", "ready"): lambda seen: _plan.stop_standby(guest, seen),
+        ("secondary", "ready"): lambda seen: _plan.stop_standby(guest, seen, None),
     }
     return _guests.converge(guest, module, plans[role, state], wished, roll_backs.get((role, state)))
 

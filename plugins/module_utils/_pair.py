@@ -33,7 +33,8 @@ class Pair:
     """The verdict and what follows from it.
 
     ``serving`` is the host that serves, or that has to be started (``start``); ``standby`` the other one where it can
-    be one; ``refusal`` says why nothing may be done (empty: go on); ``generation`` is the serving copy's.
+    be one; ``rebuild`` says that a protection which looks whole is not to be trusted and has to be made anew;
+    ``refusal`` says why nothing may be done (empty: go on); ``generation`` is the serving copy's.
     """
 
     verdict: Verdict
@@ -41,6 +42,7 @@ class Pair:
     serving: str | None = None
     standby: str | None = None
     start: bool = False
+    rebuild: bool = False
     generation: int | None = None
     refusal: str = ""
 
@@ -119,22 +121,15 @@ def _one_serves(serving: Side, other: Side) -> Pair:
     generation = None if serving.record is None else serving.record.generation
     common: dict[str, t.Any] = {"serving": serving.host, "generation": generation}
     if other.standing is None or other.standing == "failed":
-        why = "does not answer" if other.standing is None else "has a QEMU that does not answer"
-        verdict: Verdict = (
-            "unknown"
-            if serving.standing == "primary"
-            else "degraded"
-            if serving.standing == "orphaned"
-            else "unprotected"
-        )
-        return Pair(verdict, f"{serving.host} serves and {other.host} {why}", **common)
+        return _one_serves_other_unknown(serving, other, common)
     common["standby"] = other.host
     if serving.standing == "primary" and other.standing == "secondary":
         if not _one_session(serving.record, other.record):
-            return Pair("degraded", "both sides are in COLO, and their generation records do not agree", **common)
+            why = "both sides are in COLO, and their generation records do not agree"
+            return Pair("degraded", why, rebuild=True, **common)
         void = serving.void_reason or other.void_reason
         if void:
-            return Pair("degraded", f"protection is void: {void}", **common)
+            return Pair("degraded", f"protection is void: {void}", rebuild=True, **common)
         if serving.proven and other.proven:
             return Pair("protected", f"{serving.host} serves, {other.host} follows", **common)
         return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
@@ -145,6 +140,26 @@ def _one_serves(serving: Side, other: Side) -> Pair:
     if serving.standing == "syncing" or other.standing in ("standby", "syncing"):
         return Pair("protecting", f"{serving.host} serves and {other.host} is {other.standing}", **common)
     return Pair("unprotected", f"{serving.host} serves alone and {other.host} is {other.standing}", **common)
+
+
+def _one_serves_other_unknown(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:
+    why = "does not answer" if other.standing is None else "has a QEMU that does not answer"
+    told = f"{serving.host} serves and {other.host} {why}"
+    if serving.standing == "primary":
+        return Pair("unknown", told, refusal=f"{other.host} {why}: repair the way to it, then run this again", **common)
+    if serving.standing == "orphaned":
+        return Pair("degraded", told, refusal=_fence_first(serving.host, other.host, why), **common)
+    return Pair("unprotected", told, **common)
+
+
+def _fence_first(survivor: str, other: str, why: str) -> str:
+    """A primary that goes on alone while its standby lives would leave a copy that could take over later, without
+    what was served in between.
+    """
+    return (
+        f"{survivor} can go on alone, but {other} {why}: if it lives, its copy could be promoted later and would lack what "
+        f"{survivor} serves from now on. Fence {other} (cut its power), then run failover.yml -e colo_confirm_fenced={other}"
+    )
 
 
 def _one_session(serving: Record | None, other: Record | None) -> bool:
@@ -170,58 +185,74 @@ def _nobody_serves(one: Side, two: Side) -> Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Failover:
-    """Who goes on with the guest. ``fenced_by`` is the evidence about the other host; ``refusal`` is empty when all is well."""
+    """Who goes on with the guest.
+
+    ``fenced_by`` is the evidence about the other host; ``stop`` the host whose left-behind standby has to be stopped
+    before the survivor goes on; ``refusal`` is empty when all is well.
+    """
 
     survivor: str | None
     fenced_by: str | None = None
+    stop: str | None = None
     refusal: str = ""
 
 
 def failover(sides: tuple[Side, Side], confirmed: str | None) -> Failover:
     """Judge a failover; ``confirmed`` is the host of which the operator says by name that it is fenced."""
     one, two = sides
-    if one.host == confirmed:
-        return _survive(two, one, f"operator confirmed that {one.host} is fenced")
-    if two.host == confirmed:
-        return _survive(one, two, f"operator confirmed that {two.host} is fenced")
+    if confirmed is not None and confirmed in (one.host, two.host):
+        survivor, other = (two, one) if one.host == confirmed else (one, two)
+        return _survives(survivor, f"operator confirmed that {other.host} is fenced")
     serving = [side for side in sides if _serves(side)]
     if len(serving) == 2:
-        return Failover(
-            None, refusal=f"both {one.host} and {two.host} serve the guest (split): see the runbook for split pairs"
-        )
+        told = f"both {one.host} and {two.host} serve the guest (split): see the runbook for split pairs"
+        return Failover(None, refusal=told)
     if serving:
-        return _survive(serving[0], two if serving[0] is one else one, None)
+        return _goes_on(serving[0], two if serving[0] is one else one)
     waiting = [side for side in sides if side.standing in ("secondary", "orphaned")]
     if len(waiting) != 1:
         told = ", ".join(f"{side.host} is {side.standing or 'unreachable'}" for side in sides)
         return Failover(None, refusal=f"no host holds a running copy of the guest ({told}): run site.yml")
-    survivor, other = waiting[0], two if waiting[0] is one else one
-    if _left_behind(survivor, other):
-        return Failover(
-            None,
-            refusal=f"{other.host} went on alone after it had let go of {survivor.host}, and has the newer copy: run site.yml",
-        )
-    if other.standing in ("stopped", "absent"):
-        return _survive(survivor, other, f"observed on {other.host}: its QEMU is not running ({other.standing})")
-    state = "does not answer" if other.standing is None else f"is {other.standing}"
-    return Failover(
-        None,
-        refusal=f"{survivor.host} can take over, but {other.host} {state} and may still run the guest: an unreachable host is not a "
-        f"dead one. Fence {other.host} (cut its power), then run failover.yml -e colo_confirm_fenced={other.host}",
-    )
+    return _takes_over(waiting[0], two if waiting[0] is one else one)
 
 
-def _survive(survivor: Side, other: Side, fenced_by: str | None) -> Failover:
+def _survives(survivor: Side, evidence: str) -> Failover:
+    """The one that is left, when the other one is known to be gone."""
     if survivor.standing is None:
-        return Failover(None, refusal=f"{survivor.host} does not answer: it cannot take over from {other.host}")
-    if survivor.standing in ("secondary", "orphaned", "alone", "primary") or _serves(survivor):
-        if survivor.standing == "primary" and other.standing == "secondary" and fenced_by is None:
-            return Failover(
-                None,
-                refusal=f"the pair is healthy ({survivor.host} serves, {other.host} follows): nothing to fail over",
-            )
-        return Failover(survivor.host, fenced_by)
+        return Failover(None, refusal=f"{survivor.host} does not answer: it cannot go on with the guest")
+    if survivor.standing == "secondary" or survivor.standing == "orphaned" or _serves(survivor):
+        return Failover(survivor.host, evidence)
     return Failover(
         None,
         refusal=f"{survivor.host} is {survivor.standing} and holds no running copy of the guest to fail over to: run site.yml",
+    )
+
+
+def _goes_on(serving: Side, other: Side) -> Failover:
+    """The serving side lost its standby, or has none."""
+    if serving.standing in ("alone", "syncing"):
+        return Failover(serving.host)
+    if other.standing in ("stopped", "absent", "standby"):
+        return Failover(serving.host, f"observed on {other.host}: no copy of the guest runs ({other.standing})")
+    if other.standing is None or other.standing == "failed":
+        why = "does not answer" if other.standing is None else "has a QEMU that does not answer"
+        return Failover(None, refusal=_fence_first(serving.host, other.host, why))
+    if serving.standing == "primary" and other.standing == "secondary":
+        told = f"the pair is healthy ({serving.host} serves, {other.host} follows): nothing to fail over"
+        return Failover(None, refusal=told)
+    return Failover(serving.host, f"its standby on {other.host} was stopped first", stop=other.host)
+
+
+def _takes_over(waiting: Side, other: Side) -> Failover:
+    """The standby is left; its primary is gone, or is not known to be gone."""
+    if _left_behind(waiting, other):
+        told = f"{other.host} went on alone after it had let go of {waiting.host}, and has the newer copy: run site.yml"
+        return Failover(None, refusal=told)
+    if other.standing in ("stopped", "absent"):
+        return Failover(waiting.host, f"observed on {other.host}: its QEMU is not running ({other.standing})")
+    state = "does not answer" if other.standing is None else f"is {other.standing}"
+    return Failover(
+        None,
+        refusal=f"{waiting.host} can take over, but {other.host} {state} and may still run the guest: an unreachable host is "
+        f"not a dead one. Fence {other.host} (cut its power), then run failover.yml -e colo_confirm_fenced={other.host}",
     )

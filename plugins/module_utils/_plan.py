@@ -358,7 +358,7 @@ def standby(guest: Guest, seen: Observation, generation: int | None) -> list[Ste
                 generation_here=record.generation,
                 generation_serving=generation,
             )
-        if now == "orphaned" and record.generation == generation:
+        if now in ("orphaned", "secondary") and record.generation >= generation:
             raise RefusedError(
                 "awaits_failover",
                 f"guest {guest.name}: {guest.host} holds the guest and lost its primary: run failover.yml",
@@ -420,8 +420,12 @@ def follow(guest: Guest, seen: Observation) -> list[Step]:
     ]
 
 
-def stop_standby(guest: Guest, seen: Observation) -> list[Step]:
-    """No QEMU waits here (colo_migrate role=secondary state=absent). Refuses where it serves or awaits a failover."""
+def stop_standby(guest: Guest, seen: Observation, left_behind: str | None) -> list[Step]:
+    """No QEMU waits here (colo_migrate role=secondary state=absent).
+
+    Refuses where this host serves (``is_serving``), and where its copy may be the only running one
+    (``awaits_failover``) unless ``left_behind`` says why it is not.
+    """
     now = _states.standing(seen)
     if not seen.process:
         return []
@@ -431,10 +435,11 @@ def stop_standby(guest: Guest, seen: Observation) -> list[Step]:
             f"guest {guest.name}: {guest.host} serves it; a standby can be removed, a server not",
             standing=now,
         )
-    if now in ("orphaned", "secondary"):
+    if now in ("orphaned", "secondary") and not left_behind:
         raise RefusedError(
             "awaits_failover",
-            f"guest {guest.name}: {guest.host} is {now} and may hold the only running copy: drop protection on the primary first",
+            f"guest {guest.name}: {guest.host} is {now} and may hold the only running copy. If {guest.peer} serves and goes on "
+            "without it, say so in fenced_by",
             standing=now,
         )
     return [_stop(guest)]

@@ -52,7 +52,10 @@ options:
     default: {}
   fenced_by:
     description:
-      - The evidence that the other host does not run the guest, by name of the guest. Needed to start a stopped guest. It is kept in the generation record.
+      - The evidence that the other host does not run the guest, by name of the guest. Needed to start a stopped guest,
+        and kept in the generation record.
+      - With O(role=secondary) and O(state=absent), the reason why a copy in lock step is not needed any more.
+        Needed to stop one.
     type: dict
     default: {}
   timeout_s:
