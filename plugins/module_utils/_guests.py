@@ -125,6 +125,7 @@ def converge(
                     "actions": actions,
                     "timings": {},
                     "transitions": [],
+                    "generation": None if seen.record is None else seen.record.generation,
                 }
             try:
                 applier.run(steps)
