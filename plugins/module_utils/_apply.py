@@ -46,7 +46,13 @@ LOOK_S = 0.1
 def exclusive(guest: Guest) -> c.Iterator[None]:
     """One module at a time changes a guest (``guest_busy``). The lock dies with the process."""
     # the directory is the unprivileged user's: never follow a link that was put there
-    descriptor = os.open(guest.lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(guest.lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ColoError(
+            "lock_unusable",
+            f"guest {guest.name}: {guest.lock_file} cannot be opened ({exc.strerror}): run site.yml, which makes its directory",
+        ) from exc
     with os.fdopen(descriptor) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -241,9 +247,10 @@ class Applier:
             way += self.transitions[seen:]
             seen = len(self.transitions)
             _states.check_transitions(way)
-            if way[-1] in goal:
+            # what the plan saw in the beginning may be long over: only what was told since then ends the wait
+            if len(way) > 1 and way[-1] in goal:
                 return
-            if way[-1] not in allowed:
+            if len(way) > 1 and way[-1] not in allowed:
                 raise self._migration_error(way)
             if time.monotonic() >= deadline:
                 raise DeadlineError(
