@@ -36,7 +36,8 @@ _GUEST_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 _PART_NAME = re.compile(r"[a-z][a-z0-9]{0,14}\Z")
 _IFNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
-_SIZE = re.compile(r"([1-9][0-9]*)([KMGT]?)\Z")
+_SIZE = re.compile(r"([1-9][0-9]{0,18})([KMGT]?)\Z")
+_URL = re.compile(r"https?://[^\s\x00-\x1f\x7f\"'\\]+\Z")
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,199}\Z")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _UNIT_BYTES = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
@@ -265,7 +266,7 @@ def size_bytes(variable: str, value: t.Any) -> int:
 
 def _integer(variable: str, value: t.Any, low: int, high: int) -> int:
     text = str(value)
-    if isinstance(value, (bool, float)) or not re.match(r"-?[0-9]+\Z", text):
+    if isinstance(value, (bool, float)) or not re.match(r"-?[0-9]{1,18}\Z", text):
         raise InputError(variable, value, f"give a whole number from {low} to {high}")
     if not low <= int(text) <= high:
         raise InputError(variable, value, f"give a whole number from {low} to {high}")
@@ -332,7 +333,7 @@ def _disks(variable: str, value: t.Any) -> list[dict[str, t.Any]]:
         where = f"{variable}[{number}]"
         entry = _known_keys(where, raw, ("name", "size"), ("source", "source_format", "checksum"))
         source = entry.get("source")
-        if source is not None and not re.match(r"https?://[^\s\"'\\]+\Z", str(source)):
+        if source is not None and _URL.match(str(source)) is None:
             source = _path(f"{where}.source", source)
         checksum = entry.get("checksum")
         if checksum is not None:
@@ -552,12 +553,12 @@ def _clashes(pairs: t.Sequence[t.Mapping[str, t.Any]]) -> None:
                     "port_clash",
                 )
     for key in ("tap", "mac"):
-        seen: dict[tuple[str, str], str] = {}
+        seen: dict[tuple[str, str], tuple[str, int]] = {}
         for pair in pairs:
             for number, nic in enumerate(pair["nics"]):
                 for host in pair["hosts"]:
-                    owner = seen.setdefault((host, nic[key]), pair["name"] + str(number))
-                    if owner != pair["name"] + str(number):
+                    card = (pair["name"], number)
+                    if seen.setdefault((host, nic[key]), card) != card:
                         raise InputError(
                             f"colo_guests.{pair['name']}.nics[{number}].{key}",
                             nic[key],
@@ -596,7 +597,7 @@ def from_definition(raw: t.Mapping[str, t.Any]) -> Guest:
             tuning=Tuning(**raw["tuning"]),
             paths=Paths(**raw["paths"]),
         )
-    except (KeyError, TypeError, IndexError) as exc:
+    except (KeyError, TypeError, ValueError, IndexError) as exc:
         raise ColoError(
             "definition_unreadable", f"definition is incomplete ({exc}): run site.yml again to write it"
         ) from exc
