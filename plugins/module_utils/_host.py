@@ -71,7 +71,7 @@ def probe(tools: Tools, binary: str) -> _features.Features | None:
     deadline = [] if timeout is None else [timeout, "--signal=KILL", str(PROBE_DEADLINE_S)]
     code, out, err = tools.run([*deadline, *command], data="\n".join(json.dumps(question) for question in questions))
     answers = _answers(out)
-    if "version" not in answers or "schema" not in answers:
+    if "version" not in answers or "schema" not in answers or "quit" not in answers:
         raise ColoError(
             "qemu_probe_failed",
             f"{binary} did not answer when it was asked what it can do (exit code {code}): "

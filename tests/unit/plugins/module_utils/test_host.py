@@ -83,8 +83,16 @@ def test_probe_without_qemu(tmp_path: pathlib.Path) -> None:
     assert _host.probe(_host.Tools(Script(), find), str(tmp_path / "no")) is None
 
 
-def test_probe_of_a_qemu_that_does_not_answer(binary: str) -> None:
-    run = Script((asked(binary), (137, "", "Killed\n")))
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [],
+        [{"return": VERSION, "id": "version"}],
+        [{"return": VERSION, "id": "version"}, {"return": [], "id": "schema"}],  # it died before it was told to
+    ],
+)
+def test_probe_of_a_qemu_that_does_not_answer(binary: str, replies: list[dict[str, t.Any]]) -> None:
+    run = Script((asked(binary), (137, "\n".join(json.dumps(reply) for reply in replies), "Killed\n")))
     with pytest.raises(ColoError) as caught:
         _host.probe(_host.Tools(run, find), binary)
     assert caught.value.error_code == "qemu_probe_failed"

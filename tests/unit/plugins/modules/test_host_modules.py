@@ -95,7 +95,7 @@ def test_files(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def replies() -> str:
-    lines = []
+    lines: list[dict[str, t.Any]] = [{"id": "quit", "return": {}}]
     for key, value in answers().items():
         error = isinstance(value, dict) and "error" in value
         lines.append(
