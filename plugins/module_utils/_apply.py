@@ -115,6 +115,7 @@ class Applier:
             "cancel_jobs": self._cancel_jobs,
             "wait_jobs_ready": self._wait_jobs_ready,
             "wait_jobs_gone": self._wait_jobs_gone,
+            "wait_nodes_gone": self._wait_nodes_gone,
             "wait_migration": self._wait_migration,
             "wait_links": self._wait_links,
             "wait_checkpoints": self._wait_checkpoints,
@@ -236,6 +237,16 @@ class Applier:
         self._wait(
             step, deadline, lambda: not wanted & self._jobs().keys(), lambda: sorted(wanted & self._jobs().keys())
         )
+
+    def _wait_nodes_gone(self, step: Step, deadline: float) -> None:
+        wanted = set(step.arguments["nodes"])
+
+        def left() -> set[str]:
+            return wanted & {
+                node["node-name"] for node in self.monitor.execute("query-named-block-nodes", {"flat": True})
+            }
+
+        self._wait(step, deadline, lambda: not left(), lambda: sorted(left()))
 
     def _wait_migration(self, step: Step, deadline: float) -> None:
         """By events, held against the legal graph; the query is for what no event tells (a peer that died at the switchover)."""
@@ -369,6 +380,8 @@ class Applier:
             return _generation.enter_protection(record, own)
         if name == "go_alone":
             return _generation.go_alone(record, **arguments)
+        if name == "mark_whole":
+            return _generation.mark_whole(record)
         if name == "take_over" and record.state == "alone" and record.serving == own:
             # a takeover that was killed after this step
             return record

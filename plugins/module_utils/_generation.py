@@ -59,6 +59,7 @@ class Record:
     stale_reason: str | None = None
     void: bool = False  #: the disk follows, but the running standby may have diverged (guest reboot in COLO)
     void_reason: str | None = None
+    uncommitted: bool = False  #: a take-over's writes are still in the overlays: the parent image alone is not the copy
     clean: bool = False  #: the guest was powered off in an orderly way at this generation
     fenced_by: str | None = None  #: the evidence that allowed the last take-over or start
     changed_at: str | None = None  #: ISO 8601, UTC; for humans, never compared
@@ -121,6 +122,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "stale_reason": (str, _NONE),
     "void": (bool,),
     "void_reason": (str, _NONE),
+    "uncommitted": (bool,),
     "clean": (bool,),
     "fenced_by": (str, _NONE),
     "changed_at": (str, _NONE),
@@ -249,6 +251,7 @@ def begin_sync(
         stale_reason=None,
         void=False,
         void_reason=None,
+        uncommitted=False,
         clean=False,
         fenced_by=None,
     )
@@ -318,9 +321,15 @@ def take_over(rec: Record, fenced_by: str, *, accept_void: bool = False, reason:
         serving=rec.host,
         void=False,
         void_reason=None,
+        uncommitted=True,
         clean=False,
         fenced_by=fenced_by,
     )
+
+
+def mark_whole(rec: Record, *, reason: str = "overlays committed") -> Record:
+    """The overlays of a take-over are in the parent image, which is the whole copy again."""
+    return rec._with(reason, uncommitted=False) if rec.uncommitted else rec
 
 
 def go_alone(rec: Record, reason: str, *, fenced_by: str | None = None) -> Record:

@@ -102,13 +102,8 @@ def _answers(out: str) -> dict[str, t.Any]:
 # --- what is there ------------------------------------------------------------------------------------------------
 
 
-def look(tools: Tools, definitions: t.Sequence[Definition], bridges: t.Mapping[str, t.Any]) -> _preflight.HostState:
+def look(tools: Tools, definitions: t.Sequence[Definition]) -> _preflight.HostState:
     """Look at everything :func:`_preflight.problems` needs for these definitions."""
-    interesting = {
-        name for definition in definitions for nic in definition["nics"] for name in (nic["bridge"], nic["tap"])
-    }
-    for name, bridge in bridges.items():
-        interesting |= {name, *(bridge.get("ports") or [])}
     processes = _processes(tools.proc, definitions)
     images = {
         _preflight.parent_path(definition, disk): _image_state(_preflight.parent_path(definition, disk), disk)
@@ -116,7 +111,7 @@ def look(tools: Tools, definitions: t.Sequence[Definition], bridges: t.Mapping[s
         for disk in definition["disks"]
     }
     return _preflight.HostState(
-        links=_links(tools, interesting),
+        links=_links(tools),
         listeners=_listeners(tools.proc, definitions, processes),
         memory_available_bytes=_memory_available(tools.proc),
         disk_free_bytes={
@@ -140,11 +135,11 @@ def look(tools: Tools, definitions: t.Sequence[Definition], bridges: t.Mapping[s
     )
 
 
-def _links(tools: Tools, interesting: t.Collection[str]) -> dict[str, _preflight.Link]:
+def _links(tools: Tools) -> dict[str, _preflight.Link]:
     rows = tools.json("ip", "-json", "-details", "address", "show")
     if rows is None:
         raise ColoError("host_unreadable", "the interfaces of this host cannot be listed: install iproute2")
-    files = _network_files(tools) if any(row["ifname"] in interesting for row in rows) else {}
+    files = _network_files(tools)
     return {
         row["ifname"]: _preflight.Link(
             name=row["ifname"],

@@ -34,6 +34,7 @@ Operation = t.Literal[
     "cancel_jobs",
     "wait_jobs_ready",
     "wait_jobs_gone",
+    "wait_nodes_gone",
     "wait_migration",
     "wait_links",
     "wait_checkpoints",
@@ -90,7 +91,7 @@ def serve(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
     if now == "primary":
         return to_alone(guest, seen) if _half_way(seen) else []
     if now == "alone":
-        return to_alone(guest, seen) if _states.leftovers(seen) else []
+        return (to_alone(guest, seen) if _states.leftovers(seen) else []) + _whole(guest, seen)
     if now in ("syncing", "orphaned") and is_outgoing(seen):
         return to_alone(guest, seen)
     if now in ("secondary", "orphaned") and _half_way(seen):
@@ -147,6 +148,14 @@ def _start(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]
         )
     if seen.record is None:
         raise no_record(guest)
+    if seen.record.uncommitted:
+        # Whether QEMU had finished its commit cannot be told from the images: committing again could put old data over new.
+        raise RefusedError(
+            "takeover_unfinished",
+            f"guest {guest.name}: {guest.host} died while it took over, before its overlays were seen to be committed; its image may "
+            f"lack the last writes. Back up the images in {guest.paths.state} and on {guest.peer}, then follow 'A takeover that "
+            "was cut short' in docs/runbooks/failover.md",
+        )
     steps: list[Step] = []
     if seen.process:
         # a QEMU that has the guest but does not run it (killed between start and cont, or the guest powered itself off)
@@ -160,6 +169,19 @@ def _start(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]
         Step(
             "wait_runstate", "the guest runs", {"goal": ["running"], "transit": ["prelaunch", "paused"]}, changes=False
         ),
+    ]
+
+
+def _whole(guest: Guest, seen: Observation) -> list[Step]:
+    """After a takeover QEMU commits the overlays into the parent image by itself; see that end, and write it down."""
+    return [] if seen.record is None or not seen.record.uncommitted else _committed(guest)
+
+
+def _committed(guest: Guest) -> list[Step]:
+    nodes = [node for disk in range(len(guest.disks)) for node in _topology.overlay_nodes(disk)]
+    return [
+        Step("wait_nodes_gone", "the overlays are committed", {"nodes": nodes}, timeout_s=600, changes=False),
+        _record("mark_whole", "the parent image is the whole copy"),
     ]
 
 
@@ -469,7 +491,7 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
     """
     now = _states.standing(seen)
     if now == "alone":
-        return to_alone(guest, seen) if _states.leftovers(seen) else []
+        return (to_alone(guest, seen) if _states.leftovers(seen) else []) + _whole(guest, seen)
     if now in ("primary", "orphaned", "syncing") and is_outgoing(seen):
         if (
             now == "primary"
@@ -519,4 +541,4 @@ def _take_over(guest: Guest, qemu: _states.Qemu, fenced_by: str, accept_void: bo
         steps.append(_qmp("x-colo-lost-heartbeat"))
     steps += _filters_gone(qemu, [name for nic in nics for name in _topology.standby_filters(nic)])
     steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.standby_chardevs(nic)])
-    return [*steps, *_runs(guest)]
+    return [*steps, *_runs(guest), *_committed(guest)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import typing as t
 
 from ansible_collections.lockstep.colo.plugins.module_utils._features import Problem
@@ -23,6 +24,9 @@ OVERHEAD_BYTES = 128 * MIB
 OVERLAY_SHARE = 0.1
 #: Directories the hardened unit hides from QEMU.
 HIDDEN_DIRECTORIES = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
+
+
+_IFNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +136,10 @@ def _is_ours(link: Link) -> bool:
 def _bridge_problems(state: HostState, bridges: t.Mapping[str, t.Any]) -> list[Problem]:
     found: list[Problem] = []
     for name, bridge in bridges.items():
+        odd = _odd_bridge(name, bridge)
+        if odd is not None:
+            found.append(odd)
+            continue
         link = state.links.get(name)
         if link is not None and link.kind != "bridge":
             found.append(
@@ -155,6 +163,29 @@ def _bridge_problems(state: HostState, bridges: t.Mapping[str, t.Any]) -> list[P
         for port in bridge.get("ports") or []:
             found += _bridge_port_problems(state, name, port)
     return found
+
+
+def _odd_bridge(name: str, bridge: t.Any) -> Problem | None:
+    """What cannot be written into a file of systemd-networkd."""
+    where = f"colo_bridges.{name}"
+    if not _IFNAME.match(name):
+        return Problem(
+            "bad_input", "colo_bridges", name, "no interface can have this name: use 15 letters and digits at most"
+        )
+    if not isinstance(bridge, dict) or not set(bridge) <= {"ports", "address"}:
+        return Problem(
+            "bad_input", where, bridge, "this cannot be understood: give a dictionary with ports and address"
+        )
+    ports = bridge.get("ports") or []
+    if not isinstance(ports, list) or not all(isinstance(port, str) and _IFNAME.match(port) for port in ports):
+        return Problem("bad_input", f"{where}.ports", ports, "these are no interfaces: give a list of their names")
+    try:
+        if "address" in bridge:
+            ipaddress.ip_interface(bridge["address"])
+    except ValueError:
+        address = bridge["address"]
+        return Problem("bad_input", f"{where}.address", address, "this is no address: give one such as 198.51.100.1/24")
+    return None
 
 
 def _bridge_port_problems(state: HostState, bridge: str, port: str) -> list[Problem]:

@@ -45,6 +45,11 @@ def standby_node(disk: int) -> str:
     return f"childs{disk}"
 
 
+def overlay_nodes(disk: int) -> tuple[str, str]:
+    """The standby's overlays; QEMU drops these nodes when it has committed them after a takeover."""
+    return (f"active{disk}", f"hidden{disk}")
+
+
 def nbd_node(disk: int) -> str:
     """The primary's NBD client of the standby's parent image."""
     return f"nbd{disk}"
@@ -184,14 +189,15 @@ def _disk_nodes(guest: Guest, number: int, disk: Disk, role: Role) -> list[dict[
     child = parent_node(number)
     if role == "standby":
         child = standby_node(number)
-        hidden = _qcow2(f"hidden{number}", guest.image(disk, "hidden"), backing=parent_node(number))
+        active_node, hidden_node = overlay_nodes(number)
+        hidden = _qcow2(hidden_node, guest.image(disk, "hidden"), backing=parent_node(number))
         nodes.append(
             {
                 "driver": "replication",
                 "node-name": child,
                 "mode": "secondary",
                 "top-id": quorum_node(number),
-                "file": _qcow2(f"active{number}", guest.image(disk, "active"), backing=hidden),
+                "file": _qcow2(active_node, guest.image(disk, "active"), backing=hidden),
             }
         )
     nodes.append(

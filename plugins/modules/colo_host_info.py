@@ -193,7 +193,7 @@ def examine(module: AnsibleModule) -> dict[str, t.Any]:
         for definition in definitions:
             problems += _features.refusals(found, definition, params["accept_untested"])
     if definitions:
-        state = _host.look(tools, definitions, params["bridges"])
+        state = _host.look(tools, definitions)
         problems += _preflight.problems(state, definitions, params["bridges"])
         host["memory_available_mib"] = _preflight.mib(state.memory_available_bytes)
         host["memory_needed_mib"] = _preflight.mib(_preflight.needed_memory_of_all(state, definitions))
