@@ -169,7 +169,7 @@ def look(
     proc: pathlib.Path, *definitions: dict[str, t.Any], networkctl: tuple[int, str, str] = (1, "", "not running")
 ) -> t.Any:
     run = Script((IP, (0, json.dumps(ADDRESSES), "")), (NETWORKCTL, networkctl))
-    state = _host.look(_host.Tools(run, find, str(proc), "/nonexistent/kvm"), definitions, {"br1": {"ports": ["lan0"]}})
+    state = _host.look(_host.Tools(run, find, str(proc), "/nonexistent/kvm"), definitions)
     run.done()
     return state
 
@@ -188,7 +188,7 @@ def test_links(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
 def test_a_host_without_ip(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     tools = _host.Tools(Script(), lambda _name: None, str(proc))
     with pytest.raises(ColoError) as caught:
-        _host.look(tools, [definition(tmp_path)], {})
+        _host.look(tools, [definition(tmp_path)])
     assert caught.value.error_code == "host_unreadable"
 
 
@@ -286,4 +286,6 @@ def test_who_may_use_kvm(tmp_path: pathlib.Path, mode: int, usable: bool) -> Non
 def test_memory_that_is_not_told(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     (proc / "meminfo").write_text("MemTotal: 9 kB\n")
     with pytest.raises(ColoError):
-        _host.look(_host.Tools(Script((IP, (0, "[]", ""))), find, str(proc)), [definition(tmp_path)], {})
+        _host.look(
+            _host.Tools(Script((IP, (0, "[]", "")), (NETWORKCTL, (1, "", ""))), find, str(proc)), [definition(tmp_path)]
+        )

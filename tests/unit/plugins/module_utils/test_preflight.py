@@ -120,6 +120,29 @@ def test_a_bridge_of_others_is_not_ours_to_make() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "bridge", "variable"),
+    [
+        ("../x", {}, "colo_bridges"),
+        ("a" * 16, {}, "colo_bridges"),
+        ("br1\n", {}, "colo_bridges"),
+        ("br1", "lan0", "colo_bridges.br1"),
+        ("br1", {"port": "lan0"}, "colo_bridges.br1"),
+        ("br1", {"ports": "lan0"}, "colo_bridges.br1.ports"),
+        ("br1", {"ports": ["lan0\nX=1"]}, "colo_bridges.br1.ports"),
+        ("br1", {"ports": [7]}, "colo_bridges.br1.ports"),
+        ("br1", {"address": "198.51.100.1/24\nX=1"}, "colo_bridges.br1.address"),
+        ("br1", {"address": "198.51.100.1/33"}, "colo_bridges.br1.address"),
+    ],
+)
+def test_odd_bridges(name: str, bridge: t.Any, variable: str) -> None:
+    assert found(bridges={name: bridge}) == [("bad_input", variable)]
+
+
+def test_a_bridge_with_an_address() -> None:
+    assert found(bridges={"br1": {"ports": None, "address": "fd00::1/64"}}) == []
+
+
+@pytest.mark.parametrize(
     ("port", "code"),
     [
         (Link("lan0"), None),

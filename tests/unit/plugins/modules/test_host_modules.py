@@ -163,6 +163,7 @@ def test_host_info_returns_all_problems(
     if there:
         script.append(("-qmp stdio", (0, replies(), "")))
     script.append(("address show", (0, "[]", "")))
+    script.append(("list", (0, "{}", "")))
     used = binary if there else str(tmp_path / "missing")
     result = run(colo_host_info, capsys, qemu_binary=used, qemu=qemu, definitions=[definition(tmp_path, used)])
     assert script == []
