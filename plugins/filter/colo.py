@@ -42,9 +42,11 @@ def _sides(name: str, guest: Json, answers: t.Mapping[str, t.Any]) -> tuple[_pai
 
 
 def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
-    """One host's answer; whatever is missing, failed or unreachable is not known."""
+    """One host's answer; whatever is missing or unreachable is not known, and a guest with an error cannot be judged."""
     seen = (answer or {}).get("guests", {}).get(guest, {})
-    if "standing" not in seen or "error" in seen:
+    if "error" in seen:
+        return _pair.Side(host, "failed")
+    if "standing" not in seen:
         return _pair.Side(host, None)
     record = None if seen["record"] is None else _generation.Record.from_dict(dict(seen["record"]))
     return _pair.Side(host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"])
@@ -155,6 +157,8 @@ def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, regist
                 f"  checkpoint pause {_pause(info)} rate {_rate(info)}  QEMU {qemu.get('version', '-')}"
                 f"  ports {(info.get('ports') or {}).get('migration', '-')}+"
             )
+            if "error" in info:
+                lines.append(f"    {info['error']['message']}")
             for job, progress in qemu.get("jobs", {}).items():
                 lines.append(f"    {job}: {progress['offset'] // _guest.MIB} of {progress['length'] // _guest.MIB} MiB")
     return lines

@@ -110,17 +110,12 @@ guests:
       returned: success
       type: dict
     error:
-      description: Why this guest could not be looked at. C(error_code), C(message), C(details).
-      returned: on error
+      description:
+        - Why this guest could not be looked at. C(error_code), C(message), C(details).
+        - The module does not fail then, so that the other guests are told.
+        - Codes are V(bad_input), V(definition_unreadable), V(record_unreadable) and V(systemd_unreachable).
+      returned: when the guest could not be looked at
       type: dict
-error_code:
-  description: Code of the first error, such as V(definition_unreadable), V(record_unreadable) or V(systemd_unreachable).
-  returned: on failure
-  type: str
-details:
-  description: What was seen when the first error came up.
-  returned: on failure
-  type: dict
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -141,7 +136,7 @@ def main() -> None:
     names = module.params["name"]
     if names is None:
         names = _guests.deployed(module.params["config_dir"])
-    _guests.finish(module, _guests.each(names, lambda name: _report.look(name, module)))
+    _guests.tell(module, _guests.each(names, lambda name: _report.look(name, module)))
 
 
 if __name__ == "__main__":
