@@ -12,7 +12,7 @@ module: colo_files
 short_description: Write a set of text files below one directory
 version_added: 0.1.0
 author:
-  - lockstep.colo maintainers
+  - lockstep.colo maintainers (@lockstep-colo)
 description:
   - Writes many small files in one go, where one M(ansible.builtin.copy) for each would take a second each.
   - Each file is replaced as a whole. Files that are not named are left alone.

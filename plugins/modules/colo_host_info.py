@@ -12,7 +12,7 @@ module: colo_host_info
 short_description: Ask a host and its QEMU whether they can protect guests
 version_added: 0.1.0
 author:
-  - lockstep.colo maintainers
+  - lockstep.colo maintainers (@lockstep-colo)
 description:
   - Starts the installed QEMU without a machine, asks it what it can do, and lets it quit.
     Versions are compared only where QEMU cannot be asked.

@@ -12,7 +12,7 @@ module: colo_image
 short_description: Make a guest's disk image once, and never overwrite it
 version_added: 0.1.0
 author:
-  - lockstep.colo maintainers
+  - lockstep.colo maintainers (@lockstep-colo)
 description:
   - Makes a qcow2 image, blank or from a source image, unless it is there already.
   - An image that is there is never changed.
