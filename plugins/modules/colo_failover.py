@@ -36,7 +36,8 @@ options:
     default: alone
   fenced_by:
     description:
-      - The evidence that the other host no longer runs the guest, by name of the guest. Required where a secondary takes over, and kept in the generation record.
+      - The evidence that the other host no longer runs the guest, by name of the guest.
+        Required where a secondary takes over, and kept in the generation record.
       - Contradicted by a peer whose keeper is heard and whose QEMU lives, it is refused.
     type: dict
     default: {}

@@ -14,7 +14,7 @@ author:
 description:
   - Tells what this host's QEMU is for each guest (its standing), the generation of its copy, and the parts a verdict is made of.
   - Changes nothing. A guest whose QEMU does not answer is reported as such within the monitor's deadline.
-  - The verdict on a guest takes both hosts' answers. See the P(lockstep.colo.verdict#filter) filter.
+  - The verdict on a guest takes both hosts' answers. See the filter P(lockstep.colo.verdicts#filter).
 extends_documentation_fragment:
   - lockstep.colo.guests
   - lockstep.colo.attributes
