@@ -70,6 +70,20 @@ def _failovers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, con
     }
 
 
+def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
+    """The guests that a switchover moves (of one host, or all), each refused unless it is protected."""
+    return {
+        name: {
+            **pair,
+            "refusal": ""
+            if pair["verdict"] == "protected"
+            else f"it is {pair['verdict']} ({pair['reason']}), and only a protected guest can be moved: run site.yml",
+        }
+        for name, pair in pairs.items()
+        if not source or pair["serving"] == source
+    }
+
+
 def _refusals(judged: t.Mapping[str, Json]) -> list[str]:
     """Why nothing is done for some guests."""
     return [f"{name}: {pair['refusal']}" for name, pair in judged.items() if pair["refusal"]]
@@ -185,6 +199,7 @@ class FilterModule:
             "definitions": _wrapped(_definitions),
             "chosen": _wrapped(_chosen),
             "answers": _wrapped(_answers),
+            "moves": _wrapped(_moves),
             "refusals": _wrapped(_refusals),
             "not_protected": _wrapped(_not_protected),
             "failover_report": _wrapped(_failover_report),

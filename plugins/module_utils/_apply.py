@@ -438,6 +438,9 @@ class Applier:
     def _stop_unit(self, step: Step, deadline: float) -> None:
         unit = step.arguments["unit"]
         self.close()
+        if step.arguments.get("kill"):
+            # its exit is seen by the stop below, whatever this one answers
+            self.run_command(["systemctl", "kill", "--kill-whom=main", "--signal=SIGKILL", unit])
         code, _out, err = self.run_command(["systemctl", "stop", unit])
         state = _observe.unit_state(self.run_command, unit)
         if code != 0 or state not in ("inactive", "failed"):

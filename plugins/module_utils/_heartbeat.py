@@ -81,7 +81,8 @@ def _decode(line: bytes, kinds: dict[str, type]) -> dict[str, t.Any]:
     if not isinstance(message, dict) or message.keys() != kinds.keys():
         raise _malformed("its fields are not the expected ones")
     for name, kind in kinds.items():
-        if type(message[name]) is not kind:
+        # bool is an int for isinstance, and true is no sequence number
+        if not isinstance(message[name], kind) or isinstance(message[name], bool):
             raise _malformed(f"field {name} is not of type {kind.__name__}")
     return message
 
@@ -110,9 +111,7 @@ class Session:
     def seal(self, payload: dict[str, t.Any]) -> bytes:
         """Return the line that carries *payload*."""
         text = json.dumps(payload, separators=(",", ":"))
-        line = _encode(
-            {"seq": self._sent + 1, "payload": text, "mac": _mac(self._send_key, str(self._sent + 1), text)}
-        )
+        line = _encode({"seq": self._sent + 1, "payload": text, "mac": _mac(self._send_key, str(self._sent + 1), text)})
         self._sent += 1
         return line
 
@@ -158,9 +157,7 @@ class ClientHandshake(_Handshake):
 
     def hello(self) -> bytes:
         """Return the first line."""
-        return _encode(
-            {"colo_heartbeat": VERSION, "guest": self._guest, "host": self._host, "nonce": self._own_nonce}
-        )
+        return _encode({"colo_heartbeat": VERSION, "guest": self._guest, "host": self._host, "nonce": self._own_nonce})
 
     def finish(self, line: bytes) -> tuple[bytes, Session]:
         """Check the server's proof; return the line that proves this side, and the session."""
@@ -185,9 +182,7 @@ class ServerHandshake(_Handshake):
         if (message["guest"], message["host"]) != (self._guest, self._peer):
             raise _refused(f"it is not from the keeper of {self._guest} on {self._peer}")
         self._context = (self._guest, self._peer, self._host, _nonce(message), self._own_nonce)
-        return _encode(
-            {"nonce": self._own_nonce, "proof": self._derive(self._key, "server proof", self._context)}
-        )
+        return _encode({"nonce": self._own_nonce, "proof": self._derive(self._key, "server proof", self._context)})
 
     def finish(self, line: bytes) -> Session:
         """Check the client's proof; return the session."""

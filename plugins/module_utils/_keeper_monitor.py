@@ -153,7 +153,8 @@ class Monitor:
 
     async def _hold(self) -> None:
         """Watch until the connection ends."""
-        assert self._client is not None  # noqa: S101 - for the type checker
+        if self._client is None:
+            raise EOFError("the monitor is not connected")
         jobs = (self._pump(), self._poll(), self._watch_switchover(), self._disconnected(self._client))
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
@@ -189,7 +190,8 @@ class Monitor:
     # --- events
 
     async def _pump(self) -> None:
-        assert self._client is not None  # noqa: S101 - for the type checker
+        if self._client is None:
+            raise EOFError("the monitor is not connected")
         async for event in self._client.events:
             stamp = t.cast("dict[str, int]", event.get("timestamp") or {})
             at = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / 1e6

@@ -96,11 +96,14 @@ def _evidence(name: str, module: AnsibleModule) -> str | None:
 def fail_over(name: str, module: AnsibleModule) -> _guests.Result:
     """One guest's part of colo_failover."""
     guest = _guests.load(module.params["config_dir"], name)
-    if _evidence(name, module):
+    if module.params["state"] == "released":
+        return _guests.converge(guest, module, lambda seen, _applier: _plan.release(guest, seen), "stopped")
+    evidence = _evidence(name, module)
+    if module.params["await_release_s"] > 0 and not module.check_mode:
+        evidence = _observe.await_release(guest, module.params["await_release_s"])
+    elif evidence:
         _observe.await_silence(guest)
+    accept_void = module.params["accept_void"]
     return _guests.converge(
-        guest,
-        module,
-        lambda seen, _applier: _plan.failover(guest, seen, _evidence(name, module), module.params["accept_void"]),
-        "alone",
+        guest, module, lambda seen, _applier: _plan.failover(guest, seen, evidence, accept_void), "alone"
     )

@@ -14,7 +14,7 @@ import time
 import typing as t
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _features, _pair, _states, _store, _topology
-from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, DeadlineError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
 from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Monitor
@@ -72,6 +72,18 @@ def await_silence(guest: Guest) -> None:
     while time.monotonic() < end and _states.peer_alive(keeper_state(guest), interval_ms):
         # silence cannot be waited for in any other way
         time.sleep(0.02)
+
+
+def await_release(guest: Guest, timeout_s: float) -> str:
+    """Wait until the peer's keeper says that its QEMU has ended; return that as evidence (``deadline_passed``)."""
+    known = _store.read(guest)
+    end = time.monotonic() + timeout_s
+    while known is None or not _states.peer_released(keeper_state(guest), known.generation):
+        if time.monotonic() >= end:
+            raise DeadlineError(f"the keeper on {guest.peer} saying that its QEMU has ended", timeout_s)
+        # the keeper's API has no wait
+        time.sleep(0.01)
+    return f"the keeper on {guest.peer} said that its QEMU has ended (switchover)"
 
 
 def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = None) -> Observation:

@@ -479,7 +479,34 @@ def unprotect(guest: Guest, seen: Observation) -> list[Step]:
     )
 
 
-# --- failover ---------------------------------------------------------------------------------------------------
+# --- failover and switchover ---------------------------------------------------------------------------------------------------
+
+
+def release(guest: Guest, seen: Observation) -> list[Step]:
+    """This host lets go of a protected guest so that its peer takes over (colo_failover state=released).
+
+    QEMU is killed, not asked: whatever its clients have seen, the peer has seen too. Refused unless the peer is heard,
+    lives and follows (``peer_not_ready``): a guest with nobody to take over would only be stopped.
+    """
+    now = _states.standing(seen)
+    if now in ("absent", "stopped"):
+        return []
+    if now != "primary" or seen.record is None or seen.record.state != "protected":
+        raise RefusedError(
+            "not_protected",
+            f"guest {guest.name}: {guest.host} is {now}; only a protected guest can be switched over: run site.yml first",
+            standing=now,
+        )
+    payload = (seen.keeper or {}).get("heartbeat", {}).get("peer") or {}
+    follows = payload.get("state") == "protected" and payload.get("generation") == seen.record.generation
+    good = follows and not payload.get("stale") and not payload.get("void")
+    if not good or not _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms):
+        raise RefusedError(
+            "peer_not_ready",
+            f"guest {guest.name}: {guest.peer} is not heard as a good standby, so it could not take over: run site.yml first",
+            peer=payload,
+        )
+    return [Step("stop_unit", f"kill {guest.unit}", {"unit": guest.unit, "kill": True}, timeout_s=15)]
 
 
 def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void: bool) -> list[Step]:

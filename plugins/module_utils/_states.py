@@ -139,8 +139,18 @@ def peer_alive(keeper: t.Mapping[str, t.Any] | None, heartbeat_interval_ms: int)
     heartbeat = keeper["heartbeat"]
     age_ms = heartbeat.get("last_rx_age_ms")
     payload = heartbeat.get("peer") or {}
-    heard = bool(heartbeat.get("authenticated")) and age_ms is not None and age_ms < silence_limit_ms(heartbeat_interval_ms)
+    heard = (
+        bool(heartbeat.get("authenticated")) and age_ms is not None and age_ms < silence_limit_ms(heartbeat_interval_ms)
+    )
     return heard and payload.get("qemu_status") is not None
+
+
+def peer_released(keeper: t.Mapping[str, t.Any] | None, generation: int) -> bool:
+    """Whether the last word of the peer's keeper, of this very session, is that its QEMU has ended."""
+    payload = {} if keeper is None else keeper["heartbeat"].get("peer") or {}
+    return (
+        payload.get("generation") == generation and payload.get("role") == "none" and payload.get("qemu_status") is None
+    )
 
 
 def leftovers(seen: Observation) -> bool:

@@ -31,8 +31,10 @@ options:
   state:
     description:
       - V(alone) means that the guest serves on this host, unprotected.
+      - V(released) means that this host has let go of a protected guest for its peer to take over. QEMU is killed, which
+        loses nothing that a client has seen. It is refused unless the peer is heard as a good standby.
     type: str
-    choices: [alone]
+    choices: [alone, released]
     default: alone
   fenced_by:
     description:
@@ -41,6 +43,12 @@ options:
       - Contradicted by a peer whose keeper is heard and whose QEMU lives, it is refused.
     type: dict
     default: {}
+  await_release_s:
+    description:
+      - Wait up to this many seconds until the peer's keeper says that its QEMU has ended, and take that as the evidence.
+      - For a planned move, started before the other host gets O(state=released). Zero does not wait.
+    type: float
+    default: 0
   accept_void:
     description:
       - Take over although protection is void (the guest rebooted in lock step, and the standby may have diverged).
@@ -108,8 +116,9 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **_guests.ARGUMENTS,
-            "state": {"type": "str", "choices": ["alone"], "default": "alone"},
+            "state": {"type": "str", "choices": ["alone", "released"], "default": "alone"},
             "fenced_by": {"type": "dict", "default": {}},
+            "await_release_s": {"type": "float", "default": 0.0},
             "accept_void": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026, lockstep.colo maintainers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -23,10 +22,12 @@ Nothing waits without an end except for work to do. What may hang (QEMU's main l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
+import signal
 import socket
 import stat
 import sys
@@ -49,6 +50,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._keeper_heartbeat im
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_monitor import Monitor
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_records import DISK_S, Records
 
+LAST_WORD_S = 1.0  # of a keeper that is told to end, to tell its peer that QEMU is gone
 RESTART_S = 0.25  # a part of the keeper that failed
 API_IDLE_S = 30.0
 API_LINE = 64 * 1024  # bytes
@@ -140,9 +142,28 @@ class Keeper:
         await self._api.start()
         notify("READY=1")
         log("info", "keeper ready", guest=self._guest.name, host=self._guest.host)
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
         async with asyncio.TaskGroup() as parts:
-            for part in (self._records.run, self._monitor.run, self._heartbeat.run):
+            tasks = [
                 parts.create_task(self._for_ever(part))
+                for part in (self._records.run, self._monitor.run, self._heartbeat.run)
+            ]
+            await ended.wait()
+            await self._last_word()
+            for task in tasks:
+                task.cancel()
+
+    async def _last_word(self) -> None:
+        """systemd stops this keeper in the moment in which its QEMU has ended: the peer is told before."""
+        process = self._monitor.qemu.process
+        if process is not None and _keeper_monitor.started_ticks(process[0]) == process[1]:
+            return  # QEMU lives; only the keeper is restarted
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S):
+                # The heartbeat ends its session by itself once it has said that QEMU is gone.
+                while self._heartbeat.state()["authenticated"]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
     @staticmethod
     async def _for_ever(part: t.Callable[[], t.Awaitable[None]]) -> None:
@@ -267,7 +288,7 @@ def take_permit(guest: Guest) -> tuple[str, int]:
         raise ColoError("start_refused", f"{guest.name} is not started: the permit is malformed ({exc!r}).") from exc
     if owner.st_uid != 0 or not stat.S_ISREG(owner.st_mode):
         raise ColoError("start_refused", f"{guest.name} is not started: the permit was not given by root.")
-    if (name, schema) != (guest.name, 1) or role not in ("primary", "standby") or type(generation) is not int:
+    if (name, schema) != (guest.name, 1) or role not in ("primary", "standby") or not isinstance(generation, int):
         raise ColoError("start_refused", f"{guest.name} is not started: the permit is for {name!r} as {role!r}.")
     return role, generation
 
