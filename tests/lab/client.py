@@ -74,6 +74,7 @@ class Channel:
     room: int  # numbers of its own, so that `check` of its range counts nothing of others
     sent: int = 0
     acknowledged: int = 0
+    first_ack_wall: float = 0.0
     last_ack_wall: float = 0.0
     last_ack: float | None = None  # monotonic
     last_counter: int = 0
@@ -97,6 +98,7 @@ class Channel:
             self.boot_ids.append(boot_id)
         self._gap_until(clock)
         self.last_ack, self.last_ack_wall = clock, wall
+        self.first_ack_wall = self.first_ack_wall or wall
 
     def _gap_until(self, clock: float) -> None:
         if self.last_ack is None:
@@ -121,6 +123,7 @@ class Settings:
     seconds: float | None = None  # None: until stop()
     first: int | None = None  # None: from the clock, so that runs on one guest do not overlap
     connect_timeout: float = 20.0
+    wait: float = 0.0  # for a guest that does not run yet: try again for so long
     answer_timeout: float = 120.0  # a connection that is silent for longer is given up as lost
     check_timeout: float = 30.0
     slots: int = SLOTS
@@ -173,11 +176,8 @@ class ContinuityClient:
             self.stop()
 
     async def _talk(self, channel: Channel) -> None:
-        settings = self.settings
         try:
-            reader, writer = await asyncio.wait_for(
-                asyncio.open_connection(settings.address, settings.port), settings.connect_timeout
-            )
+            reader, writer = await self._connect()
         except (OSError, TimeoutError) as error:
             channel.error = f"connect: {explain(error)}"
             return
@@ -192,6 +192,17 @@ class ContinuityClient:
         channel.end(time.monotonic())
         await self._check(channel, (reader, writer) if healthy else None)
         writer.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        settings = self.settings
+        end = time.monotonic() + settings.wait
+        while time.monotonic() < end and not self._stop.is_set():
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(0.5):
+                    return await asyncio.open_connection(settings.address, settings.port)
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(settings.connect_timeout):
+            return await asyncio.open_connection(settings.address, settings.port)
 
     async def _requests(self, channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         interval = self.settings.interval_ms / 1000
@@ -292,9 +303,13 @@ class ContinuityClient:
         silent = [(now - channel.last_ack) * 1000 for channel in channels if channel.last_ack is not None]
         return {
             "address": f"{self.settings.address}:{self.settings.port}",
+            "pid": os.getpid(),
             "final": final,
             "proved": (survived and monotone and same_boot and lost == 0 and acknowledged > 0) if final else None,
             "begun": self.begun,
+            "first_answer_at": min(
+                (channel.first_ack_wall for channel in channels if channel.first_ack_wall), default=None
+            ),
             "ended": self.ended,
             "connections": len(channels),
             "connections_lost": sum(channel.error is not None for channel in channels),
@@ -365,6 +380,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--first", type=int, help="the first number (default: from the clock)")
     run.add_argument("--connect-timeout", type=float, default=20.0)
     run.add_argument(
+        "--wait", type=float, default=0.0, help="try so many seconds to connect to a guest that does not run yet"
+    )
+    run.add_argument(
         "--answer-timeout", type=float, default=120.0, help="silence that counts as a lost connection (default 120 s)"
     )
     run.add_argument(
@@ -389,7 +407,7 @@ def main() -> int:
     options = _parser().parse_args()
     if options.command == "fetch":
         try:
-            for _ in range(options.repeat):
+            for _round in range(options.repeat):
                 print(json.dumps(dataclasses.asdict(fetch(options.url, options.timeout))), flush=True)
         except OSError as error:
             print(f"client: {error}", file=sys.stderr)
@@ -400,7 +418,7 @@ def main() -> int:
         return 1
     settings = Settings(
         options.address, options.port, options.connections, options.interval_ms, options.seconds, options.first,
-        options.connect_timeout, options.answer_timeout, slots=options.slots, status=options.status,
+        options.connect_timeout, options.wait, options.answer_timeout, slots=options.slots, status=options.status,
     )  # fmt: skip
     report = asyncio.run(_run(ContinuityClient(settings)))
     print(json.dumps(report, indent=2))

@@ -98,7 +98,7 @@ class Lab:
                 else "hosts are on"
             )
             with concurrent.futures.ThreadPoolExecutor(len(self.hosts)) as pool:
-                for _ in pool.map(lambda host: host.power_on(), self.hosts.values()):
+                for _done in pool.map(lambda host: host.power_on(), self.hosts.values()):
                     pass
             self._write_inventory(count)
             self.describe_to_others()

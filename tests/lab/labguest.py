@@ -78,7 +78,7 @@ def with_dependencies(names: Iterable[str], modules_dep: str) -> list[str]:
     """Paths of modules and what they need, in an order in which they load. Names built in or absent are left out."""
     needs: dict[str, list[str]] = {}
     for line in modules_dep.splitlines():
-        path, _, rest = line.partition(":")
+        path, _sep, rest = line.partition(":")
         needs[path] = rest.split()
     by_name = {path.rsplit("/", 1)[-1].split(".ko", 1)[0].replace("-", "_"): path for path in needs}
     order: list[str] = []

@@ -120,7 +120,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 @functools.cache
 def cgroup2_mount() -> pathlib.Path:
     for line in pathlib.Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
+        left, _sep, right = line.partition(" - ")
         if right.split()[0] == "cgroup2" and left.split()[3] == "/":
             return pathlib.Path(left.split()[4])
     raise LabError("no cgroup2 hierarchy is mounted on this machine")

@@ -85,8 +85,8 @@ def parse_targets(text: str) -> tuple[str | None, str | None]:
     archive: str | None = None
     security: str | None = None
     for line in text.splitlines():
-        origin, _, rest = line.partition("|")
-        label, _, uri = rest.partition("|")
+        origin, _sep, rest = line.partition("|")
+        label, _sep, uri = rest.partition("|")
         if origin != "Debian" or not uri.startswith("http"):
             continue
         if label == "Debian-Security":
@@ -123,7 +123,7 @@ def find_mirror() -> Mirror:
     options: list[str] = []
     proxy: str | None = None
     for line in run(["apt-config", "dump"], timeout=60).splitlines():
-        key, _, value = line.partition(" ")
+        key, _sep, value = line.partition(" ")
         if key in ("Acquire::Check-Valid-Until", "Acquire::Check-Date"):
             options.append(line)
         elif key == "Acquire::http::Proxy" and value.strip('";') not in ("", "DIRECT"):
