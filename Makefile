@@ -49,15 +49,16 @@ test: bootstrap ## everything; takes the lab up and away itself (LAB_KEEP=1 leav
 
 .PHONY: check
 check: bootstrap ## the fast part: linters, types, units
-	$(PYTEST) -m fast tests/unit tests/gates
+	$(PYTEST) -m fast tests/unit tests/lab tests/gates
 
 .PHONY: unit
 unit: bootstrap ## unit tests only
 	$(PYTEST) tests/unit
 
 .PHONY: integration
-integration: bootstrap ## integration tests only, on real QEMU (uses the lab)
-	$(PYTEST) tests/integration
+integration: bootstrap ## integration tests only, beside a real QEMU in a room of their own
+	sh tests/lab/prerequisites.sh
+	python tests/lab/labqemu.py test 11.1 tests/integration
 
 .PHONY: molecule
 molecule: bootstrap ## molecule scenarios only (uses the lab); one of them: make molecule SCENARIO=site
