@@ -108,8 +108,11 @@ def libraries(release: Release) -> list[str]:
             raise LabError(
                 f"the Python package {name} is missing: run scripts/bootstrap, and use build/venv/bin/python"
             )
-        place = (spec.submodule_search_locations or [spec.origin or ""])[0]
-        found.append(place)
+        found.append((spec.submodule_search_locations or [spec.origin or ""])[0])
+    # pytest asks for the versions of its parts
+    found += [
+        str(path) for name in ("pytest", "pluggy") for path in pathlib.Path(found[0]).parent.glob(f"{name}-*.dist-info")
+    ]
     return found
 
 
@@ -176,7 +179,7 @@ def main() -> int:
             return 0
         words: list[str] = options.words[1:] if options.words[:1] == ["--"] else options.words
         if options.command == "test":
-            words = ["python3", "-m", "pytest", "-p", "no:cacheprovider", *(words or ["tests/integration"])]
+            words = ["python3", "-m", "pytest", "-o", "cache_dir=/tmp/pytest", *(words or ["tests/integration"])]
         return inside(options.release, cache, log, words or ["sh"], options.timeout)
     except LabError as error:
         print(f"labqemu: {error}", file=sys.stderr)
