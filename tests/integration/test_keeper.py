@@ -174,6 +174,9 @@ class Side:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
                 process.wait(DEADLINE_S)
+            for pipe in (process.stdout, process.stderr) if process is not None else ():
+                if pipe is not None:
+                    pipe.close()
 
 
 @dataclasses.dataclass
