@@ -144,6 +144,7 @@ class Side:
         if role == "primary":
             _store.update(self.guest, lambda rec: _generation.started_alone(rec, fenced_by="test"))
         self.permit(role)
+        self.close_pipes(self.qemu)
         self.qemu = qemu = self.launch()
 
         def held() -> bool:
@@ -174,9 +175,13 @@ class Side:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
                 process.wait(DEADLINE_S)
-            for pipe in (process.stdout, process.stderr) if process is not None else ():
-                if pipe is not None:
-                    pipe.close()
+            self.close_pipes(process)
+
+    @staticmethod
+    def close_pipes(process: subprocess.Popen[bytes] | None) -> None:
+        for pipe in (process.stdout, process.stderr) if process is not None else ():
+            if pipe is not None:
+                pipe.close()
 
 
 @dataclasses.dataclass

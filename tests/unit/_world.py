@@ -155,7 +155,7 @@ class World:
 
     def settle(self) -> None:
         """Time passes: whatever QEMU, the keepers and the guest do without being told."""
-        for _ in range(4):
+        for _rest in range(4):
             for host in self.hosts.values():
                 if host.qemu is not None:
                     self._settle(host, host.qemu)

@@ -151,7 +151,7 @@ def _boundaries(name: str, disks: int = 1, nics: int = 1) -> t.Iterator[World]:
 def _operate(world: World) -> list[str | None]:
     """What an operator does by the runbooks: failover where status.yml says so or a host is off, then site.yml."""
     said: list[str | None] = []
-    for _ in range(4):
+    for _rest in range(4):
         off = [host.name for host in world.hosts.values() if not host.powered]
         if len(off) == 1:
             said.append(_world.fail_over(world, off[0]))
