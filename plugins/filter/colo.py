@@ -103,8 +103,11 @@ def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register:
     lines: list[str] = []
     for name, result in _succeeded(failovers, hostvars, "survivor", register).items():
         where = failovers[name]["survivor"]
-        if result["actions"]:
-            lines.append(f"{name} serves alone on {where} after {result['timings']['total_ms']:.0f} ms in the module")
+        took_ms = result["timings"].get("total_ms")
+        if result["actions"] and took_ms is None:
+            lines.append(f"{name} would serve alone on {where}")  # check mode
+        elif result["actions"]:
+            lines.append(f"{name} serves alone on {where} after {took_ms:.0f} ms in the module")
         else:
             lines.append(f"{name} serves alone on {where} already")
     return lines
