@@ -111,6 +111,7 @@ class Applier:
             "stop_unit": self._stop_unit,
             "wait_keeper": self._wait_keeper,
             "wait_runstate": self._wait_runstate,
+            "wait_settled": self._wait_settled,
             "wait_heartbeat": self._wait_heartbeat,
             "cancel_jobs": self._cancel_jobs,
             "wait_jobs_ready": self._wait_jobs_ready,
@@ -202,6 +203,10 @@ class Applier:
             return last in goal
 
         self._wait(step, deadline, reached, lambda: last)
+
+    def _wait_settled(self, step: Step, deadline: float) -> None:
+        end = time.monotonic() + float(step.arguments["seconds"])
+        self._wait(step, deadline, lambda: time.monotonic() >= end, lambda: None)
 
     def _jobs(self) -> dict[str, dict[str, t.Any]]:
         return {job["device"]: job for job in self.monitor.execute("query-block-jobs")}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _states, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _states, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import RefusedError
 from ansible_collections.lockstep.colo.plugins.module_utils._features import Features
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
@@ -30,6 +30,7 @@ Operation = t.Literal[
     "stop_unit",
     "wait_keeper",
     "wait_runstate",
+    "wait_settled",
     "wait_heartbeat",
     "cancel_jobs",
     "wait_jobs_ready",
@@ -169,7 +170,16 @@ def _start(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]
         Step(
             "wait_runstate", "the guest runs", {"goal": ["running"], "transit": ["prelaunch", "paused"]}, changes=False
         ),
+        *_settled(guest),
     ]
+
+
+def _settled(guest: Guest) -> list[Step]:
+    """Let a guest that was just started boot alone, where booting in lock step is known to ruin the standby."""
+    seconds = guest.tuning.settle_ms / 1000
+    if not seconds:
+        return []
+    return [Step("wait_settled", "the guest boots alone", {"seconds": seconds}, timeout_s=seconds + 5, changes=False)]
 
 
 def _whole(guest: Guest, seen: Observation) -> list[Step]:
@@ -385,6 +395,8 @@ def standby(guest: Guest, seen: Observation, generation: int | None) -> list[Ste
                 "awaits_failover",
                 f"guest {guest.name}: {guest.host} holds the guest and lost its primary: run failover.yml",
             )
+    # what the record's step would refuse is refused before anything is stopped
+    _generation.begin_sync(record, generation)
     if now == "standby" and record.joins == generation + 1 and _standby_complete(guest, seen):
         return []
     stop = [_stop(guest)] if seen.process else []
@@ -451,7 +463,9 @@ def stop_standby(guest: Guest, seen: Observation, left_behind: str | None) -> li
     now = _states.standing(seen)
     if not seen.process:
         return []
-    if now in _states.SERVING or is_outgoing(seen):
+    # a QEMU that gives no answer is what its record says
+    silent = now == "failed" and (seen.record is None or seen.record.role == "serving")
+    if now in _states.SERVING or is_outgoing(seen) or silent:
         raise RefusedError(
             "is_serving",
             f"guest {guest.name}: {guest.host} serves it; a standby can be removed, a server not",
