@@ -397,8 +397,6 @@ def standby(guest: Guest, seen: Observation, generation: int | None) -> list[Ste
             )
     # what the record's step would refuse is refused before anything is stopped
     _generation.begin_sync(record, generation)
-    # what the record's step would refuse is refused before anything is stopped
-    _generation.begin_sync(record, generation)
     if now == "standby" and record.joins == generation + 1 and _standby_complete(guest, seen):
         return []
     stop = [_stop(guest)] if seen.process else []
