@@ -386,6 +386,10 @@ class World:
         runstate = self._machine(host).runstate
         self._wait(f"{host.name} is {runstate}", runstate in arguments["goal"])
 
+    def _wait_settled(self, host: Host, arguments: Json) -> None:
+        assert self._machine(host).runstate == "running", f"{host.name} lets a guest boot that does not run"
+        assert arguments["seconds"] > 0
+
     def _wait_packets(self, host: Host, arguments: Json) -> None:
         machine = self._machine(host)
         assert arguments["taps"] == [nic.tap for nic in host.guest.nics]
