@@ -1,0 +1,511 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every decision of a plan: from each thing a host can be and each wish to the exact steps, or the refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+import pytest
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _apply, _plan, _states, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.tests.unit import _make
+from ansible_collections.lockstep.colo.tests.unit._make import SIGHTS
+
+GUEST = _make.guest()
+Look = _states.Observation
+
+WISHES: dict[str, t.Callable[[Look], list[_plan.Step]]] = {
+    "serve": lambda seen: _plan.serve(GUEST, seen, "site.yml saw both"),
+    "serve without evidence": lambda seen: _plan.serve(GUEST, seen, None),
+    "protect": lambda seen: _plan.protect(GUEST, seen, _make.FEATURES, 60),
+    "unprotect": lambda seen: _plan.unprotect(GUEST, seen),
+    "standby of 1": lambda seen: _plan.standby(GUEST, seen, 1),
+    "standby of 2": lambda seen: _plan.standby(GUEST, seen, 2),
+    "standby of 3": lambda seen: _plan.standby(GUEST, seen, 3),
+    "standby of nobody": lambda seen: _plan.standby(GUEST, seen, None),
+    "follow": lambda seen: _plan.follow(GUEST, seen),
+    "stop": lambda seen: _plan.stop_standby(GUEST, seen, None),
+    "stop, left behind": lambda seen: _plan.stop_standby(GUEST, seen, "the other host goes on"),
+    "fail over": lambda seen: _plan.failover(GUEST, seen, "beta is off", False),
+    "fail over without evidence": lambda seen: _plan.failover(GUEST, seen, None, False),
+}
+
+LET_GO = ["record: this copy is the newest from here on", "yank the peer out of band"]
+RUNS = ["the guest runs", "its packets leave"]
+START = [
+    "record: this copy serves, unprotected",
+    "permit one start as primary",
+    "start colo-guest@web1.service",
+    "the keeper holds its monitor",
+    "cont",
+    "the guest runs",
+    "the guest boots alone",
+]
+STOP = ["stop colo-guest@web1.service"]
+STANDBY = [
+    "fresh active and hidden images",
+    "permit one start as standby",
+    "start colo-guest@web1.service",
+    "the keeper holds its monitor",
+    "migration capabilities of a standby",
+    "nbd-server-start",
+    "block-export-add export0",
+    "chardev-add red0-0",
+    "chardev-add red1-0",
+    "object-add f1-0",
+    "object-add f2-0",
+    "object-add rew0",
+    "migrate-incoming",
+    "the standby waits for the guest",
+]
+PROTECT = [
+    "the standby's keeper answers and waits for this copy",
+    "blockdev-add nbd0",
+    "blockdev-mirror resync0",
+    "the standby's disks are equal",
+    "chardev-add mirror0",
+    "chardev-add compsec0",
+    "chardev-add compare0",
+    "chardev-add compare0c",
+    "chardev-add out0",
+    "chardev-add out0c",
+    "the packet channels are connected",
+    "migration capabilities of a primary",
+    "migrate-set-parameters",
+    "migrate",
+    "the standby has the RAM; the guest is paused",
+    "block-job-cancel resync0",
+    "the mirrors have ended",
+    "blockdev-add replication0",
+    "x-blockdev-change",
+    "object-add m0",
+    "object-add redire0-0",
+    "object-add redire1-0",
+    "object-add iocmp0",
+    "object-add comp0",
+    "record: protected from here on",
+    "migrate-continue",
+    "both sides are in COLO",
+    "checkpoints go on",
+]
+PROVE = ["checkpoints go on"]
+FOLLOW = ["the standby has joined and checkpoints arrive"]
+TAKE = [
+    "record: this copy serves; beta is fenced",
+    "yank the peer out of band",
+    "x-colo-lost-heartbeat",
+    *RUNS,
+    "the overlays are committed",
+    "record: the parent image is the whole copy",
+]
+LEFTOVERS = [*LET_GO, "blockdev-del nbd0", *RUNS]
+MIRROR = [*LET_GO, "end the resync", "the resync has ended", "blockdev-del nbd0", *RUNS]
+CANCEL = [*LET_GO, "migrate_cancel", "the migration has ended", *RUNS]
+LEAVE = [*LET_GO, "x-colo-lost-heartbeat", *RUNS]
+
+
+def _fill(generation: int) -> list[str]:
+    return [f"record: this copy is being overwritten by generation {generation}", *STANDBY]
+
+
+NOBODY = {"follow": "not_standby", "protect": "not_serving", "unprotect": "not_serving"}
+NO_COPY = {"fail over": "not_protected", "fail over without evidence": "not_protected"}
+MISSING = {f"standby of {which}": "record_missing" for which in (1, 2, 3)} | {"standby of nobody": "generation_missing"}
+SERVES = {f"standby of {which}": "is_serving" for which in (1, 2, 3)} | {
+    "standby of nobody": "generation_missing",
+    "stop": "is_serving",
+    "stop, left behind": "is_serving",
+    "follow": "not_standby",
+}
+# a copy with a history of its own is not overwritten, however old
+OWN_HISTORY = {
+    "standby of 1": "newer_copy_here",
+    "standby of 2": "copy_newer",
+    "standby of 3": "copy_newer",
+    "standby of nobody": "generation_missing",
+}
+WAITS = {
+    "serve": "is_standby",
+    "serve without evidence": "is_standby",
+    "protect": "not_serving",
+    "unprotect": "not_serving",
+    "standby of nobody": "generation_missing",
+    "follow": FOLLOW,
+}
+
+
+def _served_by(plan: list[str], protect: list[str] | None = None) -> dict[str, t.Any]:
+    """All wishes of a serving side that lead back to alone are one plan."""
+    names = ("serve", "serve without evidence", "unprotect", "fail over", "fail over without evidence")
+    return {**SERVES, **dict.fromkeys(names, plan), "protect": [*plan, *PROTECT] if protect is None else protect}
+
+
+def _filled(stop: list[str]) -> dict[str, t.Any]:
+    return {f"standby of {which}": [*stop, *_fill(which)] for which in (1, 2, 3)}
+
+
+STOPPED = {**NOBODY, **NO_COPY, **OWN_HISTORY, "serve": START, "serve without evidence": "fence_missing"}
+NOT_STOPPED = {**NOBODY, **NO_COPY, "stop": [], "stop, left behind": []}
+STANDS_BY = {**WAITS, **NO_COPY, **_filled(STOP), "stop": STOP, "stop, left behind": STOP}
+CANNOT_BE_JUDGED = {
+    **NOBODY,
+    **NO_COPY,
+    **OWN_HISTORY,
+    "serve": "standing_failed",
+    "serve without evidence": "standing_failed",
+    "stop": "is_serving",
+    "stop, left behind": "is_serving",
+}
+IN_LOCK_STEP = {**WAITS, "fail over": TAKE, "fail over without evidence": "fence_missing"}
+
+EXPECTED: dict[str, dict[str, t.Any]] = {
+    "absent": {**NOT_STOPPED, **MISSING, "serve": "record_missing", "serve without evidence": "fence_missing"},
+    "stopped": {**STOPPED, "stop": [], "stop, left behind": []},
+    "stopped-new": {
+        **STOPPED,
+        "stop": [],
+        "stop, left behind": [],
+        **_filled([]),
+    },
+    "stopped-no-record": {
+        **NOT_STOPPED,
+        **MISSING,
+        "serve": "record_missing",
+        "serve without evidence": "fence_missing",
+    },
+    "stopped-prelaunch": {**STOPPED, "serve": [*STOP, *START], "stop": STOP, "stop, left behind": STOP},
+    "stopped-shutdown": {
+        **STOPPED,
+        "serve": [*STOP, *START],
+        "stop": "is_serving",
+        "stop, left behind": "is_serving",
+    },
+    "alone": _served_by([]),
+    "alone-after-failure": _served_by([]),
+    "alone-leftovers": _served_by(LEFTOVERS),
+    "standby": STANDS_BY,
+    "standby-bare": STANDS_BY,
+    "syncing-in": STANDS_BY,
+    "syncing-mirror": {**_served_by(MIRROR), "follow": FOLLOW},
+    "syncing-active": {**_served_by(CANCEL), "follow": FOLLOW},
+    "syncing-switchover": {**_served_by(CANCEL), "follow": FOLLOW},
+    "primary": {**_served_by(LEAVE, PROVE), "serve": [], "serve without evidence": []},
+    "secondary": {
+        **IN_LOCK_STEP,
+        "standby of nobody": [],
+        "standby of 1": [],
+        "standby of 2": [],
+        "standby of 3": [*STOP, *_fill(3)],
+        "stop": "awaits_failover",
+        "stop, left behind": STOP,
+    },
+    "orphaned-primary": _served_by(LEAVE),
+    "orphaned-secondary": {
+        **IN_LOCK_STEP,
+        "standby of 1": "newer_copy_here",
+        "standby of 2": "awaits_failover",
+        "standby of 3": [*STOP, *_fill(3)],
+        "follow": "not_standby",
+        "stop": "awaits_failover",
+        "stop, left behind": STOP,
+    },
+    "failed": CANNOT_BE_JUDGED,
+    "failed-postmigrate": CANNOT_BE_JUDGED,
+}
+
+
+def _said(plan: t.Callable[[], list[_plan.Step]]) -> list[str] | str:
+    try:
+        return [step.title for step in plan()]
+    except ColoError as exc:
+        told = len(exc.message) > 40 and GUEST.name in exc.message
+        return exc.error_code if told else f"{exc.error_code} without a word: {exc.message}"
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_the_word_for_each_sight(sight: str) -> None:
+    assert _states.standing(SIGHTS[sight]) == sight.split("-", maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("wish", WISHES)
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_each_wish_from_each_sight(sight: str, wish: str) -> None:
+    assert _said(lambda: WISHES[wish](SIGHTS[sight])) == EXPECTED[sight][wish]
+
+
+def test_the_table_is_whole() -> None:
+    assert EXPECTED.keys() == SIGHTS.keys()
+    for sight, row in EXPECTED.items():
+        assert row.keys() == WISHES.keys(), sight
+
+
+# --- what no plan may ever do ---------------------------------------------------------------------------------
+
+
+def _commands(steps: t.Sequence[_plan.Step]) -> list[str]:
+    return [str(step.arguments.get("command", step.operation)) for step in steps]
+
+
+EVERY_PLAN = [
+    (sight, wish)
+    for sight, row in EXPECTED.items()
+    for wish, outcome in row.items()
+    if isinstance(outcome, list) and outcome
+]
+
+
+@pytest.mark.parametrize(("sight", "wish"), EVERY_PLAN)
+def test_rules_that_hold_for_every_plan(sight: str, wish: str) -> None:
+    seen = SIGHTS[sight]
+    steps = WISHES[wish](seen)
+    commands = _commands(steps)
+    in_colo = seen.qemu is not None and seen.qemu.colo_mode != "none"
+    assert not (in_colo and "migrate_cancel" in commands), "a QEMU cancelled in colo is never protected again"
+    for before, after in (
+        # out of band before in band: a hung peer must not be waited for
+        ("yank", "migrate_cancel"),
+        ("yank", "x-colo-lost-heartbeat"),
+        ("yank", "cancel_jobs"),
+        # recorded before it can be seen outside
+        ("record", "permit"),
+        ("record", "x-colo-lost-heartbeat"),
+        ("record", "migrate_cancel"),
+        ("record", "migrate-continue"),
+        ("overlays", "migrate-incoming"),
+        ("permit", "start_unit"),
+        ("start_unit", "migrate-incoming"),
+        ("capabilities", "migrate-incoming"),
+        ("capabilities", "migrate"),
+    ):
+        if after in commands:
+            assert before in commands[: commands.index(after)], f"{before} before {after}"
+    for step in steps:
+        assert 0 < step.timeout_s <= 660, f"{step.title} has no deadline"
+        changing = step.operation == "qmp" or not step.operation.startswith("wait_")
+        assert step.changes is changing, step.title
+
+
+def test_every_operation_is_one_that_can_be_carried_out() -> None:
+    known = set(t.get_args(_plan.Operation))
+    planned = {step.operation for sight, wish in EVERY_PLAN for step in WISHES[wish](SIGHTS[sight])}
+    assert planned == known
+    unknown = _plan.Step(t.cast("_plan.Operation", "dance"), "dance")
+    with pytest.raises(KeyError):
+        _apply.Applier(GUEST, lambda *_: (0, "", "")).run([unknown])
+
+
+# --- built up, half and whole -----------------------------------------------------------------------------------
+
+
+def _built(nics: int = 1, disks: int = 1, **more: t.Any) -> _states.Qemu:
+    """A primary with everything a protection puts into it."""
+    objects = {}
+    chardevs = {"monitor-modules": True, "console0": True}
+    nodes = set()
+    for nic in range(nics):
+        kinds = ("colo-compare", "filter-mirror", "filter-redirector", "filter-redirector", "iothread")
+        objects.update(dict(zip(_topology.primary_filters(nic), kinds)))
+        chardevs.update(dict.fromkeys(_topology.primary_chardevs(nic), True))
+    for disk in range(disks):
+        nodes |= {f"parent{disk}", f"colo-disk{disk}", f"nbd{disk}", f"replication{disk}"}
+    values: dict[str, t.Any] = {
+        "migration": "colo",
+        "colo_mode": "primary",
+        "objects": objects,
+        "chardevs": chardevs,
+        "nodes": frozenset(nodes),
+        "attached": frozenset(name for disk in range(disks) for name in (f"parent{disk}", f"replication{disk}")),
+    }
+    return _make.qemu(**{**values, **more})
+
+
+def test_the_whole_way_out_of_protection_in_the_measured_order() -> None:
+    steps = _plan.to_alone(GUEST, _make.seen(_built(), _make.PRIMARY))
+    assert [step.title for step in steps] == [
+        *LET_GO,
+        "x-blockdev-change",
+        "x-colo-lost-heartbeat",
+        "object-del comp0",
+        "object-del m0",
+        "object-del redire0-0",
+        "object-del redire1-0",
+        "object-del iocmp0",
+        "chardev-remove mirror0",
+        "chardev-remove compsec0",
+        "chardev-remove compare0c",
+        "chardev-remove compare0",
+        "chardev-remove out0c",
+        "chardev-remove out0",
+        "blockdev-del replication0",
+        "blockdev-del nbd0",
+        *RUNS,
+    ]
+
+
+def test_a_child_that_is_not_attached_is_not_taken_out() -> None:
+    steps = _plan.to_alone(GUEST, _make.seen(_built(attached=frozenset({"parent0"})), _make.PRIMARY))
+    assert "x-blockdev-change" not in _commands(steps)
+    assert "blockdev-del replication0" in [step.title for step in steps]
+
+
+def test_outside_colo_the_migration_ends_before_its_disk_goes() -> None:
+    qemu = _built(migration="pre-switchover", runstate="finish-migrate", colo_mode="none")
+    commands = _commands(_plan.to_alone(GUEST, _make.seen(qemu, _make.PRIMARY)))
+    assert commands.index("wait_migration") < commands.index("x-blockdev-change") < commands.index("blockdev-del")
+
+
+@pytest.mark.parametrize(("migration", "cancels"), [("setup", 1), ("active", 1), ("device", 1), ("cancelling", 0)])
+def test_a_migration_that_ends_already_is_only_waited_for(migration: str, cancels: int) -> None:
+    steps = _plan.to_alone(GUEST, _make.seen(_make.qemu(migration=migration)))
+    assert _commands(steps).count("migrate_cancel") == cancels
+    wait = next(step for step in steps if step.operation == "wait_migration")
+    assert wait.arguments["goal"] == ["cancelled", "failed"]
+    assert wait.arguments["since"] == migration
+
+
+def test_two_of_each_are_all_taken_out() -> None:
+    guest = _make.guest(disks=2, nics=2)
+    steps = _plan.to_alone(guest, _make.seen(_built(2, 2), _make.PRIMARY))
+    commands = _commands(steps)
+    assert [commands.count(name) for name in ("x-blockdev-change", "blockdev-del", "object-del", "chardev-remove")] == [
+        2,
+        4,
+        10,
+        12,
+    ]
+    assert steps[-1].arguments["taps"] == [nic.tap for nic in guest.nics]
+
+
+@pytest.mark.parametrize("left", ["nbd-server", "filters", "chardevs"])
+def test_a_takeover_that_was_killed_late_is_cleaned_up(left: str) -> None:
+    """What is left is the standby's: QEMU runs alone already."""
+    rewriter = {"rew0": "filter-rewriter"}
+    qemu = {
+        "nbd-server": _make.qemu(exports=frozenset({"export0"}), objects=rewriter),
+        "filters": _make.qemu(objects={**rewriter, "f1-0": "filter-redirector", "f2-0": "filter-redirector"}),
+        "chardevs": _make.qemu(objects=rewriter, chardevs={"red0-0": True, "red1-0": False}),
+    }[left]
+    steps = _plan.failover(GUEST, _make.seen(qemu, _make.TAKEN), "beta is off", False)
+    titles = [step.title for step in steps]
+    gone = {
+        "nbd-server": ["nbd-server-stop"],
+        "filters": ["object-del f2-0", "object-del f1-0"],
+        "chardevs": ["chardev-remove red0-0", "chardev-remove red1-0"],
+    }[left]
+    assert titles == [*LET_GO, *gone, *RUNS, "the overlays are committed", "record: the parent image is the whole copy"]
+
+
+def test_a_rewriter_alone_is_no_leftover() -> None:
+    """It has to stay for as long as connections made in lock step live."""
+    seen = _make.seen(_make.qemu(objects={"rew0": "filter-rewriter"}))
+    assert _plan.serve(GUEST, seen, None) == []
+
+
+def test_filters_of_a_former_standby_go_before_its_rewriter() -> None:
+    seen = _make.seen(_make.qemu(objects={"rew0": "filter-rewriter"}))
+    steps = _plan.protect(GUEST, seen, _make.FEATURES, 60)
+    filters = [step.arguments["arguments"] for step in steps if step.title in ("object-add m0", "object-add redire0-0")]
+    assert [entry["position"] for entry in filters] == ["id=rew0", "id=rew0"]
+    assert {entry["insert"] for entry in filters} == {"before"}
+
+
+def test_the_long_waits_have_the_deadline_that_was_asked_for() -> None:
+    steps = {step.title: step for step in _plan.protect(GUEST, SIGHTS["alone"], _make.FEATURES, 1234)}
+    assert [title for title, step in steps.items() if step.timeout_s == 1234] == [
+        "the standby's disks are equal",
+        "the standby has the RAM; the guest is paused",
+    ]
+
+
+# --- begun and killed -------------------------------------------------------------------------------------------
+
+
+def test_a_primary_whose_record_says_alone_is_let_go_by_every_wish() -> None:
+    """It wrote its record and was killed: the next failover would make two histories."""
+    alone = dataclasses.replace(SIGHTS["primary"], record=_make.LEFT, keeper=_make.keeper(heard=True))
+    assert _said(lambda: _plan.serve(GUEST, alone, None)) == LEAVE
+    assert _said(lambda: _plan.protect(GUEST, alone, _make.FEATURES, 60)) == [*LEAVE, *PROTECT]
+    assert _said(lambda: _plan.failover(GUEST, alone, None, False)) == LEAVE
+
+
+@pytest.mark.parametrize("sight", ["secondary", "orphaned-secondary"])
+def test_a_takeover_is_finished_with_the_evidence_it_was_begun_with(sight: str) -> None:
+    begun = dataclasses.replace(SIGHTS[sight], record=_make.TAKEN)
+    steps = _plan.failover(GUEST, begun, None, False)
+    assert [step.title for step in steps] == TAKE
+    assert steps[0].arguments["fenced_by"] == "beta is off"
+    assert _said(lambda: _plan.serve(GUEST, begun, None)) == TAKE
+
+
+def test_a_copy_that_was_not_seen_to_be_whole_is_not_started() -> None:
+    assert _said(lambda: _plan.serve(GUEST, _make.seen(record=_make.TAKEN), "both seen")) == "takeover_unfinished"
+
+
+@pytest.mark.parametrize("sight", ["secondary", "orphaned-secondary"])
+@pytest.mark.parametrize("fenced_by", ["the operator says so", None])
+def test_no_takeover_from_a_peer_that_is_heard(sight: str, fenced_by: str | None) -> None:
+    keeper = _make.keeper(colo_exit=sight.startswith("orphaned"), heard=True, peer={"qemu_status": "running"})
+    keeper["heartbeat"]["last_rx_age_ms"] = 100.0
+    seen = dataclasses.replace(SIGHTS[sight], keeper=keeper)
+    assert _said(lambda: _plan.failover(GUEST, seen, fenced_by, False)) == (
+        "peer_alive" if fenced_by else "fence_missing"
+    )
+
+
+def test_a_healthy_primary_is_not_failed_over_without_evidence() -> None:
+    keeper = _make.keeper(heard=True, peer={"qemu_status": "running"})
+    keeper["heartbeat"]["last_rx_age_ms"] = 100.0
+    seen = dataclasses.replace(SIGHTS["primary"], keeper=keeper)
+    assert _said(lambda: _plan.failover(GUEST, seen, None, False)) == "peer_alive"
+    assert _said(lambda: _plan.failover(GUEST, seen, "beta burns", False)) == LEAVE
+
+
+# --- a standby that is whole already ----------------------------------------------------------------------------
+
+
+def _whole_standby(**more: t.Any) -> _states.Qemu:
+    values: dict[str, t.Any] = {
+        "runstate": "inmigrate",
+        "migration": "setup",
+        "exports": frozenset({"export0"}),
+        "objects": {"rew0": "filter-rewriter", "f1-0": "filter-redirector", "f2-0": "filter-redirector"},
+        "chardevs": {"red0-0": False, "red1-0": False},
+    }
+    return _make.qemu(**{**values, **more})
+
+
+def test_a_standby_that_waits_for_this_generation_stays() -> None:
+    assert _plan.standby(GUEST, _make.seen(_whole_standby(), _make.SYNCING), 1) == []
+
+
+@pytest.mark.parametrize(
+    ("generation", "lacking"),
+    [
+        (2, {}),
+        (1, {"migration": "none"}),
+        (1, {"exports": frozenset()}),
+        (1, {"objects": {}}),
+        (1, {"chardevs": {"red0-0": False}}),
+    ],
+)
+def test_any_other_standby_is_made_anew(generation: int, lacking: dict[str, t.Any]) -> None:
+    steps = _plan.standby(GUEST, _make.seen(_whole_standby(**lacking), _make.SYNCING), generation)
+    assert [step.title for step in steps] == [*STOP, *_fill(generation)]
+
+
+def test_a_silent_standby_can_be_removed_and_a_silent_server_not() -> None:
+    silent = SIGHTS["failed"]
+    assert _said(lambda: _plan.stop_standby(GUEST, dataclasses.replace(silent, record=_make.SYNCING), None)) == STOP
+    for record in (None, _make.PRIMARY, _make.ALONE):
+        seen = dataclasses.replace(silent, record=record)
+        assert _said(lambda seen=seen: _plan.stop_standby(GUEST, seen, "left")) == "is_serving"  # type: ignore[misc]
+
+
+def test_an_old_primary_that_hangs_is_replaced_when_the_other_side_took_over() -> None:
+    hung = dataclasses.replace(SIGHTS["failed"], record=_make.PRIMARY)
+    assert _said(lambda: _plan.standby(GUEST, hung, 2)) == "copy_newer"
+    assert _said(lambda: _plan.standby(GUEST, hung, 3)) == [*STOP, *_fill(3)]
