@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -27,8 +27,8 @@ TOP = HERE.parent.parent
 CACHE = TOP / "build" / "lab-cache"
 LAYOUT = 1  # raise it when the content of a root changes without a change of the lists below
 PACKAGES = ("base-files", "coreutils", "dash", "iproute2", "python3", "qemu-system-x86", "qemu-utils")
-# Pure Python, taken from where this program runs, so that all rooms have the pinned ones.
-LIBRARIES = ("_pytest", "ansible", "iniconfig", "packaging", "pluggy", "py", "pygments", "pytest")
+# Distributions in pure Python, taken from where this program runs, so that all rooms have the pinned ones.
+LIBRARIES = ("ansible-core", "iniconfig", "packaging", "pluggy", "pygments", "pytest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +101,15 @@ def _build(release: Release, mirror: Mirror, part: pathlib.Path) -> None:
 
 def libraries(release: Release) -> list[str]:
     """Directories and files of this program's Python that the tests import."""
-    found: list[str] = []
-    for name in LIBRARIES + (() if release.library else ("qemu",)):
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            raise LabError(
-                f"the Python package {name} is missing: run scripts/bootstrap, and use build/venv/bin/python"
-            )
-        found.append((spec.submodule_search_locations or [spec.origin or ""])[0])
-    # pytest asks for the versions of its parts
-    found += [
-        str(path) for name in ("pytest", "pluggy") for path in pathlib.Path(found[0]).parent.glob(f"{name}-*.dist-info")
-    ]
-    return found
+    found: set[str] = set()
+    for name in LIBRARIES + (() if release.library else ("qemu.qmp",)):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise LabError(f"{name} is missing: run scripts/bootstrap, and use build/venv/bin/python") from None
+        tops = {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}
+        found |= {str(distribution.locate_file(top)) for top in tops}
+    return sorted(found)
 
 
 def inside(name: str, cache: pathlib.Path, log: Log, argv: list[str], timeout_s: float) -> int:

@@ -1,0 +1,16 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""These tests run beside a real QEMU, in the rooms of tests/lab/labqemu.py; tests/gates/test_integration.py runs them there.
+
+Outside of a room there is nothing to collect here. In the room of an older QEMU, whose COLO works for some guests or for none,
+only what is said about releases is asked.
+"""
+
+from __future__ import annotations
+
+import os
+
+RELEASE = os.environ.get("LOCKSTEP_QEMU")
+
+collect_ignore_glob = {None: ["test_*.py"], "11.1": []}.get(RELEASE, ["test_[!r]*.py"])
