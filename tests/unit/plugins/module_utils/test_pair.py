@@ -1,0 +1,267 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pair's verdict and who may take over: every pair of answers, and never a start while a side may serve."""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+
+import pytest
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _generation as g
+from ansible_collections.lockstep.colo.plugins.module_utils import _pair, _states
+from ansible_collections.lockstep.colo.plugins.module_utils._pair import Side
+from ansible_collections.lockstep.colo.tests.unit import _make
+
+
+def _records(host: str, peer: str) -> dict[str, g.Record | None]:
+    new = g.new_record("web1", host, peer)
+    alone = g.started_alone(new)
+    secondary = g.enter_protection(g.begin_sync(new, 1), peer)
+    return {
+        "none": None,
+        "new": new,
+        "alone1": alone,
+        "primary2": g.enter_protection(alone, host),
+        "alone3": g.go_alone(g.enter_protection(alone, host), "standby lost"),
+        "syncing1": g.begin_sync(new, 1),
+        "secondary2": secondary,
+        "stale2": g.mark_stale(secondary, "no space"),
+        "taken3": g.take_over(secondary, "fenced"),
+    }
+
+
+ALPHA, BETA = _records("alpha", "beta"), _records("beta", "alpha")
+STANDINGS: tuple[_states.Standing | None, ...] = (None, *t.get_args(_states.Standing))
+
+
+def _side(host: str, standing: _states.Standing | None, record: str = "none", **more: t.Any) -> Side:
+    return Side(host, standing, (ALPHA if host == "alpha" else BETA)[record], **more)
+
+
+def _every_pair() -> t.Iterator[tuple[Side, Side]]:
+    """Every two answers; a host that does not answer tells no record."""
+    ones = [_side("alpha", word, record) for word in STANDINGS for record in ALPHA if word or record == "none"]
+    twos = [_side("beta", word, record) for word in STANDINGS for record in BETA if word or record == "none"]
+    return itertools.product(ones, twos)
+
+
+def _may_serve(side: Side) -> bool:
+    """Whether this host's QEMU may run the guest, as far as anybody can know."""
+    if side.standing in (None, "failed", "alone", "primary"):
+        return True
+    if side.standing == "syncing":
+        return side.record is None or side.record.state in ("new", "alone") or side.record.serving == side.host
+    return side.standing == "orphaned" and side.record is not None and side.record.role == "serving"
+
+
+def test_nothing_is_started_while_a_side_may_serve() -> None:
+    started = 0
+    for sides in _every_pair():
+        found = _pair.pair(sides)
+        if found.start:
+            started += 1
+            assert not any(_may_serve(side) for side in sides), sides
+            assert {found.serving, found.standby} == {"alpha", "beta"}
+            assert found.refusal == ""
+    assert started > 50
+
+
+def test_only_the_newest_copy_is_started() -> None:
+    for one, two in _every_pair():
+        found = _pair.pair((one, two))
+        if not found.start or found.verdict == "absent":
+            continue
+        chosen, other = (one, two) if found.serving == "alpha" else (two, one)
+        assert chosen.record is not None
+        assert chosen.record.state in ("new", "alone", "protected")
+        assert not chosen.record.stale
+        if other.record is not None and other.record.role == "serving":
+            # it served last only up to a generation that the chosen one took over from
+            assert (other.record.state, chosen.record.state) == ("protected", "alone")
+            assert other.record.generation < chosen.record.generation
+        assert found.generation == chosen.record.generation
+
+
+def test_a_waiting_secondary_is_only_passed_over_for_a_newer_copy() -> None:
+    for one, two in _every_pair():
+        found = _pair.pair((one, two))
+        waiting = [side for side in (one, two) if side.standing in ("secondary", "orphaned")]
+        if found.start and waiting and waiting[0].record is not None:
+            chosen = one if found.serving == "alpha" else two
+            assert chosen.record is not None
+            assert chosen.record.generation > waiting[0].record.generation
+
+
+def test_protected_means_both_sides_proved_it_at_one_generation() -> None:
+    found = 0
+    for one, two in itertools.product(
+        [_side("alpha", word, record, proven=proven) for word in STANDINGS for record in ALPHA for proven in (0, 1)],
+        [_side("beta", word, record, proven=proven) for word in STANDINGS for record in BETA for proven in (0, 1)],
+    ):
+        if _pair.pair((one, two)).verdict == "protected":
+            found += 1
+            assert {one.standing, two.standing} == {"primary", "secondary"}
+            assert one.proven
+            assert two.proven
+            assert one.record is not None
+            assert two.record is not None
+            assert (one.record.state, one.record.generation) == (two.record.state, two.record.generation)
+    assert found > 0
+
+
+@pytest.mark.parametrize("standing", ["alone", "primary"])
+def test_two_that_serve_are_split_and_nothing_is_done(standing: _states.Standing) -> None:
+    found = _pair.pair((_side("alpha", standing, "alone1"), _side("beta", "alone", "taken3")))
+    assert found.verdict == "split"
+    assert found.refusal
+    assert found.serving is None
+    assert not found.start
+
+
+PROVEN = {"proven": True}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "verdict", "serving", "standby", "start", "refusal"),
+    [
+        (("absent",), ("absent",), "absent", "alpha", "beta", True, ""),
+        (("stopped", "new"), ("stopped", "new"), "unprotected", "alpha", "beta", True, ""),
+        (("stopped", "primary2"), ("stopped", "secondary2"), "unprotected", "alpha", "beta", True, ""),
+        (("stopped", "primary2"), ("stopped", "taken3"), "unprotected", "beta", "alpha", True, ""),
+        (("stopped", "alone3"), ("orphaned", "secondary2"), "unprotected", "alpha", "beta", True, ""),
+        (("stopped", "primary2"), ("orphaned", "secondary2"), "degraded", None, None, False, "failover.yml"),
+        (("stopped", "alone3"), ("stopped", "taken3"), "unprotected", None, None, False, "two histories"),
+        (("stopped", "none"), ("stopped", "none"), "unprotected", None, None, False, "record"),
+        (("alone", "alone1"), ("stopped", "new"), "unprotected", "alpha", "beta", False, ""),
+        (("alone", "alone1"), ("standby", "syncing1"), "protecting", "alpha", "beta", False, ""),
+        (("syncing", "alone1"), ("syncing", "syncing1"), "protecting", "alpha", "beta", False, ""),
+        (("primary", "primary2"), ("secondary", "secondary2"), "degraded", "alpha", "beta", False, ""),
+        (("primary", "primary2"), ("stopped", "secondary2"), "degraded", "alpha", "beta", False, ""),
+        (("orphaned", "primary2"), ("stopped", "secondary2"), "degraded", "alpha", "beta", False, ""),
+        (("orphaned", "primary2"), ("orphaned", "secondary2"), "degraded", "alpha", "beta", False, ""),
+        (("alone", "alone1"), (None,), "unprotected", "alpha", None, False, ""),
+        (("primary", "primary2"), (None,), "unknown", "alpha", None, False, "repair"),
+        (("orphaned", "primary2"), (None,), "degraded", "alpha", None, False, "Fence beta"),
+        (("stopped", "alone1"), (None,), "unknown", None, None, False, "not knowing counts as running"),
+        (("stopped", "alone1"), ("failed", "syncing1"), "unknown", None, None, False, "not knowing"),
+        (("stopped", "alone1"), ("syncing", "none"), "unknown", None, None, False, "not knowing"),
+        ((None,), (None,), "unknown", None, None, False, "not knowing"),
+    ],
+)
+def test_verdicts(
+    one: tuple[t.Any, ...],
+    two: tuple[t.Any, ...],
+    verdict: str,
+    serving: str | None,
+    standby: str | None,
+    start: bool,
+    refusal: str,
+) -> None:
+    found = _pair.pair((_side("alpha", *one), _side("beta", *two)))
+    assert (found.verdict, found.serving, found.standby, found.start) == (verdict, serving, standby, start)
+    assert bool(found.refusal) is bool(refusal)
+    assert refusal in found.refusal
+    assert len(found.reason) > 20
+
+
+def _lock_step(one: dict[str, t.Any], two: dict[str, t.Any]) -> _pair.Pair:
+    return _pair.pair(
+        (
+            _side("alpha", "primary", **{"record": "primary2", "proven": True, **one}),
+            _side("beta", "secondary", **{"record": "secondary2", "proven": True, **two}),
+        )
+    )
+
+
+def test_what_makes_a_protection_untrustworthy() -> None:
+    assert _lock_step({}, {}).verdict == "protected"
+    for one, two, rebuild in (
+        ({"proven": False}, {}, False),
+        ({}, {"proven": False}, False),
+        ({"void_reason": "reboot"}, {}, True),
+        ({}, {"void_reason": "reboot"}, True),
+        ({"record": "alone3"}, {}, True),
+        ({"record": "none"}, {}, True),
+        ({}, {"record": "syncing1"}, True),
+    ):
+        found = _lock_step(one, two)
+        assert (found.verdict, found.rebuild, found.refusal) == ("degraded", rebuild, ""), (one, two)
+
+
+# --- failover ---------------------------------------------------------------------------------------------------
+
+
+def test_nobody_takes_over_from_a_side_that_may_serve() -> None:
+    """Without a confirmed fence: from a primary that is seen to be stopped, or not at all."""
+    taken = 0
+    for one, two in _every_pair():
+        found = _pair.failover((one, two), None)
+        if found.survivor is None:
+            assert len(found.refusal) > 40
+            continue
+        survivor, other = (one, two) if found.survivor == "alpha" else (two, one)
+        assert found.refusal == ""
+        if not _may_serve(survivor):
+            taken += 1
+            assert other.standing in ("stopped", "absent"), (survivor, other)
+            assert found.fenced_by
+            assert other.host in found.fenced_by
+        elif survivor.standing in ("primary", "orphaned"):
+            # it drops a standby: one that could be promoted later is stopped first
+            # (one whose role is not known is stopped only if it does not serve, which the module on that host decides)
+            assert found.stop == other.host or other.standing in ("stopped", "absent", "standby")
+    assert taken > 0
+
+
+def test_a_confirmed_fence_lets_the_one_that_holds_the_guest_go_on() -> None:
+    for standing, record, survives in (
+        ("secondary", "secondary2", True),
+        ("orphaned", "secondary2", True),
+        ("orphaned", "primary2", True),
+        ("alone", "taken3", True),
+        ("standby", "syncing1", False),
+        ("syncing", "syncing1", False),
+        ("stopped", "secondary2", False),
+        ("failed", "secondary2", False),
+        (None, "none", False),
+    ):
+        side = _side("beta", t.cast("_states.Standing", standing), record)
+        found = _pair.failover((_side("alpha", None), side), "alpha")
+        assert found.survivor == ("beta" if survives else None), standing
+        assert bool(found.refusal) is not survives
+        assert found.fenced_by == ("operator confirmed that alpha is fenced" if survives else None)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "survivor", "says"),
+    [
+        (("stopped", "primary2"), ("orphaned", "secondary2"), "beta", "observed on alpha"),
+        ((None,), ("orphaned", "secondary2"), None, "-e colo_confirm_fenced=alpha"),
+        (("failed", "primary2"), ("orphaned", "secondary2"), None, "-e colo_confirm_fenced=alpha"),
+        (("stopped", "alone3"), ("orphaned", "secondary2"), None, "newer copy"),
+        (("primary", "primary2"), ("secondary", "secondary2"), None, "healthy"),
+        (("orphaned", "primary2"), (None,), None, "-e colo_confirm_fenced=beta"),
+        (("orphaned", "primary2"), ("stopped", "secondary2"), "alpha", "observed on beta"),
+        (("orphaned", "primary2"), ("orphaned", "secondary2"), "alpha", "stopped first"),
+        (("alone", "alone1"), (None,), "alpha", ""),
+        (("alone", "alone3"), ("alone", "taken3"), None, "split"),
+        (("stopped", "alone1"), ("stopped", "new"), None, "no host holds a running copy"),
+    ],
+)
+def test_failovers(one: tuple[t.Any, ...], two: tuple[t.Any, ...], survivor: str | None, says: str) -> None:
+    found = _pair.failover((_side("alpha", *one), _side("beta", *two)), None)
+    assert found.survivor == survivor
+    assert says in (found.fenced_by or found.refusal)
+
+
+def test_the_record_decides_what_a_word_for_both_roles_means() -> None:
+    """Orphaned is either side of a broken protection."""
+    primary, secondary = _make.SIGHTS["orphaned-primary"], _make.SIGHTS["orphaned-secondary"]
+    assert _states.standing(primary) == _states.standing(secondary) == "orphaned"
+    assert (
+        _pair.pair((_side("alpha", "orphaned", "primary2"), _side("beta", "stopped", "secondary2"))).serving == "alpha"
+    )
+    assert _pair.pair((_side("alpha", "orphaned", "secondary2"), _side("beta", "stopped", "primary2"))).serving is None
