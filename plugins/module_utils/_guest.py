@@ -588,7 +588,7 @@ def from_definition(raw: t.Mapping[str, t.Any]) -> Guest:
             f"definition has schema {raw.get('schema')!r}, this release reads {SCHEMA}: run site.yml of the same release",
         )
     try:
-        return Guest(
+        guest = Guest(
             name=raw["name"],
             host=raw["host"],
             hosts=(raw["hosts"][0], raw["hosts"][1]),
@@ -611,6 +611,13 @@ def from_definition(raw: t.Mapping[str, t.Any]) -> Guest:
         raise ColoError(
             "definition_unreadable", f"definition is incomplete ({exc}): run site.yml again to write it"
         ) from exc
+    if guest.host not in guest.hosts or guest.link.keys() != set(guest.hosts):
+        raise ColoError(
+            "definition_unreadable",
+            f"definition of {guest.name} is for {guest.host}, with links of {', '.join(map(str, guest.link))}, and the pair is "
+            f"{', '.join(map(str, guest.hosts))}: run site.yml again to write it",
+        )
+    return guest
 
 
 def load(path: str) -> Guest:
