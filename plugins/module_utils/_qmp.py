@@ -130,6 +130,9 @@ class Monitor:
         """The next event in order, or None when none came in ``timeout_s``. Raises ``qmp_lost`` when QEMU is gone."""
         if self._loop.is_closed():
             raise QmpError("qmp_lost", "the monitor connection is closed")
+        if self._client.runstate != Runstate.RUNNING:
+            # only what came before the end is left
+            timeout_s = 0.0
         raw = self._loop.run_until_complete(self._event_or_end(timeout_s))
         if raw is not None:
             stamp = t.cast("dict[str, int]", raw["timestamp"])
