@@ -65,7 +65,8 @@ def _protect(guest: Guest, seen: Observation, applier: _apply.Applier, module: A
         # an earlier task of the same run would have started it
         return [_plan.Step("qmp", "protect the guest, once it runs")]
     features = None
-    if seen.qemu is not None and _states.standing(seen) != "primary":
+    protected = seen.record is not None and seen.record.state == "protected"
+    if seen.qemu is not None and not (protected and _states.standing(seen) == "primary"):
         features = _observe.live_features(applier.monitor)
     return _plan.protect(guest, seen, features, module.params["timeout_s"])
 
