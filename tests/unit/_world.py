@@ -279,17 +279,19 @@ class World:
             return seen
         peer = self.other(host)
         near = self.link and peer.powered and peer.qemu is not None
-        payload = {"joins": peer.record.joins, "qemu_status": peer.qemu.runstate} if peer.qemu is not None else None
+        payload = {**peer.record.to_dict(), "qemu_status": peer.qemu.runstate} if peer.qemu is not None else None
         checkpoints = {"count": 5, "last_age_ms": 100.0 if self._healthy(host) else 90000.0}
+        keeper = _make.keeper(
+            colo_exit=machine.colo_exit,
+            lost=machine.heard and not near,
+            heard=near,
+            peer=payload,
+            checkpoints=checkpoints,
+        )
+        keeper["heartbeat"]["last_rx_age_ms"] = 100.0 if near else 9000.0
         return dataclasses.replace(
             seen,
-            keeper=_make.keeper(
-                colo_exit=machine.colo_exit,
-                lost=machine.heard and not near,
-                heard=near,
-                peer=payload,
-                checkpoints=checkpoints,
-            ),
+            keeper=keeper,
             qemu=_states.Qemu(
                 version=(11, 1, 3),
                 runstate=machine.runstate,
@@ -704,3 +706,14 @@ def fail_over(world: World, confirmed: str | None = None) -> str | None:
             return trouble
     guest = world.hosts[found.survivor].guest
     return _module(world, found.survivor, lambda seen: _plan.failover(guest, seen, found.fenced_by, False))
+
+
+def switch_over(world: World) -> str | None:
+    """switchover.yml: the standby takes over at the last word of the other keeper."""
+    found = judge(world)
+    if found.verdict != "protected" or found.serving is None or found.standby is None:
+        return f"{found.verdict}: {found.reason}"
+    old, new = world.hosts[found.serving].guest, world.hosts[found.standby].guest
+    trouble = _module(world, found.serving, lambda seen: _plan.release(old, seen))
+    world.settle()
+    return trouble or _module(world, found.standby, lambda seen: _plan.failover(new, seen, "the keeper said so", False))

@@ -30,6 +30,7 @@ WISHES: dict[str, t.Callable[[Look], list[_plan.Step]]] = {
     "follow": lambda seen: _plan.follow(GUEST, seen),
     "stop": lambda seen: _plan.stop_standby(GUEST, seen, None),
     "stop, left behind": lambda seen: _plan.stop_standby(GUEST, seen, "the other host goes on"),
+    "release": lambda seen: _plan.release(GUEST, seen),
     "fail over": lambda seen: _plan.failover(GUEST, seen, "beta is off", False),
     "fail over without evidence": lambda seen: _plan.failover(GUEST, seen, None, False),
 }
@@ -113,7 +114,7 @@ def _fill(generation: int) -> list[str]:
 
 
 NOBODY = {"follow": "not_standby", "protect": "not_serving", "unprotect": "not_serving"}
-NO_COPY = {"fail over": "not_protected", "fail over without evidence": "not_protected"}
+NO_COPY = {"release": "not_protected", "fail over": "not_protected", "fail over without evidence": "not_protected"}
 MISSING = {f"standby of {which}": "record_missing" for which in (1, 2, 3)} | {"standby of nobody": "generation_missing"}
 SERVES = {f"standby of {which}": "is_serving" for which in (1, 2, 3)} | {
     "standby of nobody": "generation_missing",
@@ -141,15 +142,20 @@ WAITS = {
 def _served_by(plan: list[str], protect: list[str] | None = None) -> dict[str, t.Any]:
     """All wishes of a serving side that lead back to alone are one plan."""
     names = ("serve", "serve without evidence", "unprotect", "fail over", "fail over without evidence")
-    return {**SERVES, **dict.fromkeys(names, plan), "protect": [*plan, *PROTECT] if protect is None else protect}
+    return {
+        **SERVES,
+        **dict.fromkeys(names, plan),
+        "release": "not_protected",
+        "protect": [*plan, *PROTECT] if protect is None else protect,
+    }
 
 
 def _filled(stop: list[str]) -> dict[str, t.Any]:
     return {f"standby of {which}": [*stop, *_fill(which)] for which in (1, 2, 3)}
 
 
-STOPPED = {**NOBODY, **NO_COPY, **OWN_HISTORY, "serve": START, "serve without evidence": "fence_missing"}
-NOT_STOPPED = {**NOBODY, **NO_COPY, "stop": [], "stop, left behind": []}
+STOPPED = {**NOBODY, **NO_COPY, "release": [], **OWN_HISTORY, "serve": START, "serve without evidence": "fence_missing"}
+NOT_STOPPED = {**NOBODY, **NO_COPY, "release": [], "stop": [], "stop, left behind": []}
 STANDS_BY = {**WAITS, **NO_COPY, **_filled(STOP), "stop": STOP, "stop, left behind": STOP}
 CANNOT_BE_JUDGED = {
     **NOBODY,
@@ -160,7 +166,7 @@ CANNOT_BE_JUDGED = {
     "stop": "is_serving",
     "stop, left behind": "is_serving",
 }
-IN_LOCK_STEP = {**WAITS, "fail over": TAKE, "fail over without evidence": "fence_missing"}
+IN_LOCK_STEP = {**WAITS, "release": "not_protected", "fail over": TAKE, "fail over without evidence": "fence_missing"}
 
 EXPECTED: dict[str, dict[str, t.Any]] = {
     "absent": {**NOT_STOPPED, **MISSING, "serve": "record_missing", "serve without evidence": "fence_missing"},
@@ -193,7 +199,7 @@ EXPECTED: dict[str, dict[str, t.Any]] = {
     "syncing-mirror": {**_served_by(MIRROR), "follow": FOLLOW},
     "syncing-active": {**_served_by(CANCEL), "follow": FOLLOW},
     "syncing-switchover": {**_served_by(CANCEL), "follow": FOLLOW},
-    "primary": {**_served_by(LEAVE, PROVE), "serve": [], "serve without evidence": []},
+    "primary": {**_served_by(LEAVE, PROVE), "serve": [], "serve without evidence": [], "release": "peer_not_ready"},
     "secondary": {
         **IN_LOCK_STEP,
         "standby of nobody": [],
@@ -509,3 +515,32 @@ def test_an_old_primary_that_hangs_is_replaced_when_the_other_side_took_over() -
     hung = dataclasses.replace(SIGHTS["failed"], record=_make.PRIMARY)
     assert _said(lambda: _plan.standby(GUEST, hung, 2)) == "copy_newer"
     assert _said(lambda: _plan.standby(GUEST, hung, 3)) == [*STOP, *_fill(3)]
+
+
+# --- the serving side lets go -----------------------------------------------------------------------------------
+
+
+def _heard(**more: t.Any) -> _states.Observation:
+    """A protected primary that hears its standby."""
+    payload = {"qemu_status": "running", "state": "protected", "generation": 2, "stale": False, "void": False, **more}
+    keeper = _make.keeper(heard=True, peer=payload)
+    keeper["heartbeat"]["last_rx_age_ms"] = 100.0
+    return dataclasses.replace(SIGHTS["primary"], keeper=keeper)
+
+
+def test_a_primary_lets_go_by_being_killed() -> None:
+    """What its clients have seen, the standby has seen: an orderly end would go on answering."""
+    (step,) = _plan.release(GUEST, _heard())
+    assert (step.operation, dict(step.arguments)) == ("stop_unit", {"unit": GUEST.unit, "kill": True})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"qemu_status": None}, {"state": "syncing"}, {"generation": 1}, {"stale": True}, {"void": True}],
+)
+def test_a_primary_does_not_let_go_for_a_standby_that_could_not_take_over(more: dict[str, t.Any]) -> None:
+    assert _said(lambda: _plan.release(GUEST, _heard(**more))) == "peer_not_ready"
+
+
+def test_a_primary_that_lets_go_of_protection_is_not_switched_over() -> None:
+    assert _said(lambda: _plan.release(GUEST, dataclasses.replace(_heard(), record=_make.LEFT))) == "not_protected"
