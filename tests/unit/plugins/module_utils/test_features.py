@@ -198,7 +198,7 @@ def test_a_problem_says_what_it_is_about() -> None:
         "variable": "colo_guests.web1.nics[0].model",
         "value": "e1000",
         "message": "QEMU 11.1.3 was built without e1000: choose another model",
-        "line": "nic_model_missing: colo_guests.web1.nics[0].model: QEMU 11.1.3 was built without e1000: choose "
+        "line": "nic_model_missing: colo_guests.web1.nics[0].model: 'e1000': QEMU 11.1.3 was built without e1000: choose "
         "another model",
     }
 
