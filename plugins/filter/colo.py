@@ -98,16 +98,19 @@ def _not_protected(after: t.Mapping[str, Json], before: t.Mapping[str, Json]) ->
     ]
 
 
-def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
-    """One line per guest: where it runs, and what that took."""
+def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register: str, watched: str = "") -> list[str]:
+    """One line per guest: where it runs, what that took, and how many packets it sent afterwards."""
     lines: list[str] = []
+    looks = _succeeded(failovers, hostvars, "survivor", watched) if watched else {}
     for name, result in _succeeded(failovers, hostvars, "survivor", register).items():
         where = failovers[name]["survivor"]
         took_ms = result["timings"].get("total_ms")
         if result["actions"] and took_ms is None:
             lines.append(f"{name} would serve alone on {where}")  # check mode
         elif result["actions"]:
-            lines.append(f"{name} serves alone on {where} after {took_ms:.0f} ms in the module")
+            sample = looks.get(name, {}).get("sample")
+            sent = f"; it sent {sum(sample['packets'].values())} packets in {sample['seconds']:g} s" if sample else ""
+            lines.append(f"{name} serves alone on {where} after {took_ms:.0f} ms in the module{sent}")
         else:
             lines.append(f"{name} serves alone on {where} already")
     return lines

@@ -60,7 +60,10 @@ class Problem:
 
     def as_dict(self) -> dict[str, t.Any]:
         """The same as plain JSON types, for a module's result, with one line that says it all."""
-        return {**dataclasses.asdict(self), "line": f"{self.error_code}: {self.variable}: {self.value!r}: {self.message}"}
+        return {
+            **dataclasses.asdict(self),
+            "line": f"{self.error_code}: {self.variable}: {self.value!r}: {self.message}",
+        }
 
 
 @dataclasses.dataclass(frozen=True)

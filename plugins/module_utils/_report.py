@@ -85,7 +85,8 @@ def _qemu(qemu: Qemu) -> dict[str, t.Any]:
 
 
 def sample(guest: Guest, seconds: float) -> dict[str, t.Any]:
-    """Count checkpoints (STOP to RESUME by QEMU's clock) for ``seconds``."""
+    """Count checkpoints (STOP to RESUME by QEMU's clock), and packets that left through each tap, for ``seconds``."""
+    packets = {nic.tap: _observe.tap_packets(nic.tap) for nic in guest.nics}
     pauses_ms: list[float] = []
     stopped: float | None = None
     with Monitor(guest.qmp_socket) as monitor:
@@ -99,4 +100,5 @@ def sample(guest: Guest, seconds: float) -> dict[str, t.Any]:
             elif event.name == "RESUME" and stopped is not None:
                 pauses_ms.append(round((event.time_s - stopped) * 1000, 1))
                 stopped = None
-    return {"seconds": seconds, "count": len(pauses_ms), "pauses_ms": pauses_ms}
+    left_through = {tap: _observe.tap_packets(tap) - before for tap, before in packets.items()}
+    return {"seconds": seconds, "count": len(pauses_ms), "pauses_ms": pauses_ms, "packets": left_through}

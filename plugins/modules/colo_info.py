@@ -98,7 +98,9 @@ guests:
       returned: success
       type: dict
     sample:
-      description: The checkpoints seen within O(sample_s). C(count), C(seconds), C(pauses_ms).
+      description:
+        - What was seen within O(sample_s). C(seconds), the number (C(count)) and pauses (C(pauses_ms)) of checkpoints, and the
+          packets that the guest sent through each tap (C(packets)).
       returned: when O(sample_s) is above zero and QEMU answers
       type: dict
     keeper:
