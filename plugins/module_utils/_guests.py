@@ -65,6 +65,7 @@ def each(names: c.Sequence[str], work: c.Callable[[str], Result]) -> dict[str, R
         except ColoError as exc:
             return {"changed": False, **exc.details.pop("result", {}), "error": error_dict(exc)}
 
+    names = list(dict.fromkeys(names))  # one that is named twice would wait for its own lock
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, min(len(names), 16))) as pool:
         return dict(zip(names, pool.map(one, names)))
 
