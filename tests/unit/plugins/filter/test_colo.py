@@ -1,0 +1,237 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the playbooks ask: answers that are missing, failed or cut short never look better than they are."""
+
+from __future__ import annotations
+
+import pathlib
+import typing as t
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.lockstep.colo.plugins.filter import colo
+from ansible_collections.lockstep.colo.plugins.module_utils import _generation as g
+from ansible_collections.lockstep.colo.tests.unit import _make
+
+Json = dict[str, t.Any]
+FILTERS = colo.FilterModule().filters()
+GUESTS: Json = {"web1": {"hosts": ["alpha", "beta"]}}
+SECONDARY = g.enter_protection(g.begin_sync(g.new_record("web1", "beta", "alpha"), 1), "alpha")
+
+
+def _info(standing: str, record: g.Record | None = None, **more: t.Any) -> Json:
+    """One host's registered answer of colo_info about web1."""
+    seen = {
+        "standing": standing,
+        "record": None if record is None else record.to_dict(),
+        "proven": False,
+        "void_reason": None,
+        **more,
+    }
+    return {"changed": False, "guests": {"web1": seen}}
+
+
+PROTECTED: Json = {
+    "alpha": {"seen": _info("primary", _make.PRIMARY, proven=True)},
+    "beta": {"seen": _info("secondary", SECONDARY, proven=True)},
+}
+
+
+def _verdict(hostvars: Json) -> Json:
+    found = FILTERS["verdicts"](GUESTS, hostvars, "seen")["web1"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_protected_pair() -> None:
+    found = _verdict(PROTECTED)
+    assert (found["verdict"], found["serving"], found["standby"], found["generation"]) == (
+        "protected",
+        "alpha",
+        "beta",
+        2,
+    )
+    assert found["hosts"] == {"alpha": "primary", "beta": "secondary"}
+
+
+NO_ANSWER = {
+    "not in the inventory": None,
+    "not asked": {},
+    "skipped": {"seen": {"skipped": True, "changed": False}},
+    "unreachable": {"seen": {"unreachable": True, "msg": "timed out", "changed": False}},
+    "failed without a word": {"seen": {"failed": True, "msg": "boom"}},
+    "failed for this guest": {
+        "seen": {"failed": True, "guests": {"web1": {"error": {"error_code": "x", "message": "y"}}}}
+    },
+    "half told": {"seen": _info("alone", _make.ALONE, error={"error_code": "x", "message": "y"})},
+    "about another guest": {"seen": {"guests": {"db": {"standing": "stopped"}}}},
+    "no result": {"seen": None},
+}
+
+
+@pytest.mark.parametrize("why", NO_ANSWER)
+def test_whatever_is_not_an_answer_is_not_known(why: str) -> None:
+    beta = NO_ANSWER[why]
+    rest = {} if beta is None else {"beta": beta}
+    found = _verdict({"alpha": {"seen": _info("stopped", _make.ALONE)}, **rest})
+    assert found["verdict"] == "unknown"
+    word = "failed" if why in ("failed for this guest", "half told") else "unreachable"
+    assert found["hosts"] == {"alpha": "stopped", "beta": word}
+    assert not found["start"]
+    assert "not knowing counts as running" in found["refusal"]
+    serving = _verdict({"alpha": PROTECTED["alpha"], **rest})
+    assert serving["verdict"] == "unknown"
+    failover = FILTERS["failovers"](
+        GUESTS, {"beta": PROTECTED["beta"], **({} if beta is None else {"alpha": beta})}, "seen"
+    )
+    assert failover["web1"]["survivor"] is None
+    assert "colo_confirm_fenced=alpha" in failover["web1"]["refusal"]
+
+
+def test_a_confirmed_fence() -> None:
+    hostvars = {"beta": {"seen": _info("orphaned", SECONDARY)}}
+    found = FILTERS["failovers"](GUESTS, hostvars, "seen", "alpha")["web1"]
+    assert (found["survivor"], found["refusal"]) == ("beta", "")
+    assert found["fenced_by"] == "operator confirmed that alpha is fenced"
+    # an empty word is none
+    assert FILTERS["failovers"](GUESTS, hostvars, "seen", "")["web1"]["survivor"] is None
+
+
+def test_a_record_that_is_no_record_stops_the_run() -> None:
+    bad = _info("stopped", _make.ALONE)
+    bad["guests"]["web1"]["record"]["generation"] = "1"
+    with pytest.raises(AnsibleFilterError, match=r"^record_unreadable: "):
+        _verdict({"alpha": {"seen": bad}, "beta": {}})
+
+
+def test_bad_guests_stop_the_run_with_their_code() -> None:
+    defaults = {"accelerator": "tcg"}
+    assert FILTERS["definitions"]({"web1": _make.wish()}, "alpha", _make.LINKS, defaults)[0]["name"] == "web1"
+    with pytest.raises(AnsibleFilterError, match=r"^unknown_host: colo_guests\.web1\.hosts: 'delta'"):
+        FILTERS["definitions"]({"web1": _make.wish(hosts=["alpha", "delta"])}, "alpha", _make.LINKS, defaults)
+    with pytest.raises(AnsibleFilterError, match=r"^bad_input: colo_guests"):
+        FILTERS["definitions"](None, "alpha", _make.LINKS, defaults)
+
+
+def test_one_guest_or_all() -> None:
+    guests = {"web1": 1, "db": 2}
+    assert FILTERS["chosen"](guests, "") == guests
+    assert FILTERS["chosen"](guests, "db") == {"db": 2}
+    with pytest.raises(AnsibleFilterError, match=r"^bad_input: colo_guest: 'web'.*web1, db"):
+        FILTERS["chosen"](guests, "web")
+
+
+# --- who does what ----------------------------------------------------------------------------------------------
+
+PAIRS: Json = {
+    "a": {"serving": "alpha", "standby": "beta", "refusal": "", "verdict": "protected", "reason": "r"},
+    "b": {"serving": "beta", "standby": "alpha", "refusal": "", "verdict": "degraded", "reason": "r"},
+    "c": {"serving": "alpha", "standby": None, "refusal": "no", "verdict": "unknown", "reason": "r"},
+}
+
+
+def test_nobody_works_on_a_guest_that_is_refused() -> None:
+    assert FILTERS["guests_of"](PAIRS, "alpha", "serving") == ["a"]
+    assert FILTERS["guests_of"](PAIRS, "alpha", "standby") == ["b"]
+    assert FILTERS["guests_of"](PAIRS, "gamma", "serving") == []
+    assert FILTERS["refusals"](PAIRS) == ["c: no"]
+
+
+def test_only_what_went_well_is_gone_on_with() -> None:
+    good, bad = {"generation": 4}, {"generation": 4, "error": {"error_code": "x", "message": "y"}}
+    hostvars = {
+        "alpha": {"served": {"failed": True, "guests": {"a": bad, "c": good}}},
+        "beta": {"served": {"guests": {"b": good}}},
+    }
+    assert FILTERS["succeeded"](PAIRS, hostvars, "serving", "served") == {"b": good, "c": good}
+    assert FILTERS["succeeded"](PAIRS, hostvars, "standby", "other") == {}
+    assert FILTERS["succeeded"](PAIRS, {}, "serving", "served") == {}
+
+
+def test_troubles_are_told_per_host_and_guest() -> None:
+    error = {"error_code": "fence_missing", "message": "guest web1 is stopped"}
+    hostvars = {
+        "alpha": {
+            "one": {"failed": True, "msg": "all of it", "guests": {"web1": {"error": error}, "db": {}}},
+            "two": {},
+        },
+        "beta": {"one": {"failed": True}, "two": {"guests": {}}},
+    }
+    assert FILTERS["troubles"](["alpha", "beta", "gamma"], hostvars, ["one", "two"]) == [
+        "alpha: fence_missing: guest web1 is stopped",
+        "beta: failed without a message",
+    ]
+
+
+def test_what_is_not_protected_is_told_with_the_better_reason() -> None:
+    before = {"a": {"refusal": ""}, "b": {"refusal": "refused at first"}, "c": {"refusal": ""}}
+    assert FILTERS["not_protected"](PAIRS, before) == ["b is degraded: refused at first", "c is unknown: no"]
+    assert FILTERS["not_protected"](PAIRS, {**before, "b": {"refusal": ""}})[0] == "b is degraded: r"
+
+
+def test_only_protected_guests_are_moved() -> None:
+    moves = FILTERS["moves"](PAIRS, "")
+    assert list(moves) == ["a", "b", "c"]
+    assert moves["a"]["refusal"] == ""
+    assert "degraded" in moves["b"]["refusal"]
+    assert list(FILTERS["moves"](PAIRS, "beta")) == ["b"]
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_tells_what_is_and_what_to_do() -> None:
+    hostvars = {
+        "alpha": {
+            "seen": _info(
+                "primary",
+                _make.PRIMARY,
+                proven=True,
+                checkpoints={"last_pause_ms": 47.2, "rate_hz": 0.98},
+                qemu={"version": "11.1.3", "jobs": {"resync0": {"offset": 5 * 2**20, "length": 64 * 2**20}}},
+                ports={"migration": 9000},
+            )
+        }
+    }
+    verdicts = FILTERS["verdicts"](GUESTS, hostvars, "seen")
+    lines = FILTERS["status_table"](verdicts, GUESTS, hostvars, "seen")
+    assert lines[0].startswith("web1: unknown; alpha serves; generation 2; ")
+    assert lines[1].startswith("  to do: beta does not answer")
+    assert "copy protected/2" in lines[2]
+    assert "checkpoint pause 47 ms rate 0.98/s" in lines[2]
+    assert "QEMU 11.1.3  ports 9000+" in lines[2]
+    assert lines[3] == "    resync0: 5 of 64 MiB"
+    assert "unreachable" in lines[4]
+    assert "copy -/-" in lines[4]
+
+
+def test_a_guest_that_would_be_started_is_served_by_nobody() -> None:
+    records = {"alpha": _make.ALONE, "beta": g.new_record("web1", "beta", "alpha")}
+    hostvars = {host: {"seen": _info("stopped", record)} for host, record in records.items()}
+    verdicts = FILTERS["verdicts"](GUESTS, hostvars, "seen")
+    assert verdicts["web1"]["start"]
+    assert "; nobody serves; " in FILTERS["status_table"](verdicts, GUESTS, hostvars, "seen")[0]
+
+
+def test_the_report_of_a_failover() -> None:
+    failovers = {name: {"survivor": "beta", "refusal": ""} for name in ("a", "b", "c", "d")}
+    guests = {
+        "a": {"actions": ["x"], "timings": {"total_ms": 123.4}},
+        "b": {"actions": [], "timings": {"total_ms": 5.0}},
+        "c": {"actions": ["x"], "timings": {}},
+        "d": {"error": {}, "actions": ["x"]},
+    }
+    lines = FILTERS["failover_report"](failovers, {"beta": {"over": {"guests": guests}}}, "over")
+    assert lines == [
+        "a serves alone on beta after 123 ms in the module",
+        "b serves alone on beta already",
+        "c would serve alone on beta",
+    ]
+
+
+def test_every_filter_has_its_page() -> None:
+    """ansible-doc finds a filter's documentation beside it, by its name."""
+    beside = pathlib.Path(colo.__file__).parent
+    assert {path.stem for path in beside.glob("*.yml")} == FILTERS.keys()
