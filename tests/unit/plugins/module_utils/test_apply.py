@@ -651,6 +651,25 @@ def test_a_permit_is_never_written_through_a_link(stage: Stage, tmp_path: pathli
     assert json.loads(_permit_file(stage).read_text())["generation"] == 1
 
 
+def test_a_link_that_is_put_there_in_between_is_not_followed(stage: Stage, tmp_path: pathlib.Path) -> None:
+    """The directory is the unprivileged user's, who may be quick."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    remove = os.unlink
+
+    def replant(path: str) -> None:
+        pathlib.Path(path).touch()
+        remove(path)
+        os.symlink(victim, path)
+
+    stage.record(_generation.started_alone)
+    with stage.patch.context() as patch, pytest.raises(FileExistsError):
+        patch.setattr(os, "unlink", replant)
+        stage.run(PERMIT)
+    assert victim.read_text() == "precious"
+    assert not _permit_file(stage).exists()
+
+
 def test_a_permit_replaces_an_old_one_and_what_a_killed_run_left(stage: Stage) -> None:
     stage.record(_generation.started_alone)
     _permit_file(stage).write_text("old")
