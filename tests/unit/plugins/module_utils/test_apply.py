@@ -663,9 +663,10 @@ def test_a_link_that_is_put_there_in_between_is_not_followed(stage: Stage, tmp_p
         os.symlink(victim, path)
 
     stage.record(_generation.started_alone)
-    with stage.patch.context() as patch, pytest.raises(FileExistsError):
+    with stage.patch.context() as patch:
         patch.setattr(os, "unlink", replant)
-        stage.run(PERMIT)
+        with pytest.raises(FileExistsError):
+            stage.run(PERMIT)
     assert victim.read_text() == "precious"
     assert not _permit_file(stage).exists()
 
