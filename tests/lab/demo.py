@@ -4,8 +4,8 @@
 """The main job on the lab's hosts, told with figures: protect a guest, kill the host that serves it, fail over.
 
 One client outside holds one TCP connection from before protection is entered until the pair is protected again. The
-exit code is 0 only if that connection went through all of it, the guest was never rebooted, every acknowledged
-request is on its disk, and the client was answered again before failover.yml had ended.
+exit code is 0 only if that connection went through all of it, the guest was never rebooted, and every acknowledged
+request is on its disk. How long things may take is told, and recorded, beside it.
 
 It begins with whatever state it finds and leaves a protected pair. Evidence: build/evidence/demo.json, beside it the
 playbooks' output.
@@ -171,7 +171,10 @@ class Client:
     def stop(self) -> Json:
         """End it and return its report: it asks the guest for every number that was acknowledged."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        try:
+            self.process.wait(90)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
         return self.report()
 
 
@@ -193,10 +196,10 @@ def protection(play: Play, guest: str) -> Json:
     return {}
 
 
-def gap_since(report: Json, began: float) -> float:
-    """Seconds from `began` until the client was answered again, 0 if it was never kept waiting then."""
-    ends = [gap["begin"] + gap["milliseconds"] / 1000 for gap in report["gaps"] if gap["begin"] <= began]
-    return max(0.0, *(end - began for end in ends)) if ends else 0.0
+def waited(report: Json, since: float) -> float:
+    """Seconds from a moment on that the client was kept waiting then, 0 if it was answered all the time."""
+    ends = [gap["begin"] + gap["milliseconds"] / 1000 for gap in report["gaps"] if gap["begin"] <= since]
+    return max([0.0, *(end - since for end in ends)])
 
 
 def gap_over(report: Json, moment: float) -> float:
@@ -209,13 +212,26 @@ def gap_over(report: Json, moment: float) -> float:
     return max(lengths, default=0.0)
 
 
-def findings(report: Json, failover: Json) -> dict[str, bool]:
-    """What has to hold for continuity to be proved."""
+def continuity(report: Json) -> dict[str, bool]:
+    """What has to hold, or the demonstration has failed."""
     return {
         "the client's connection was never lost": bool(report["connection_survived"]) and report["connections"] == 1,
         "the guest was never rebooted": bool(report["same_boot_id"]) and bool(report["counter_monotone"]),
         "every acknowledged request is on the disk": report["lost"] == 0 and report["acknowledged"] > 0,
-        "the client was answered before failover.yml ended": failover["client_gap_since_s"] <= failover["seconds"],
+    }
+
+
+def targets(evidence: Json) -> dict[str, bool]:
+    """What it should take at most; on a machine that does other things as well, a miss proves nothing."""
+    failover = evidence["failover"]
+    entered = [evidence[part]["entered"] for part in ("protect", "protect_again") if evidence[part]["entered"]]
+    return {
+        "site.yml with nothing to do takes under 20 s": evidence["repeat"]["seconds"] < 20,
+        "site.yml with nothing to do changes nothing": evidence["repeat"]["changed"] == 0,
+        "entering protection pauses the guest for under 500 ms": all(each["guest_pause_ms"] < 500 for each in entered),
+        "colo_failover takes under 200 ms": failover["module_ms"] < 200,
+        "failover.yml takes under 6 s": failover["seconds"] < 6,
+        "the client is answered before failover.yml has ended": failover["client_gap_since_s"] <= failover["seconds"],
     }
 
 
@@ -231,6 +247,7 @@ def begin(demo: Demo) -> Json:
     if seen["verdict"] == "degraded" and "failover.yml" in seen["refusal"]:
         play = demo.play("failover")
         demo.say(f"an earlier run was cut short; failover.yml took {play.seconds:.1f} s")
+        seen = demo.verdict()
     return seen
 
 
@@ -240,17 +257,19 @@ def protect(demo: Demo, client: Client) -> Json:
     entered = protection(play, demo.guest)
     answered = client.wait_for_answers(20, 30)
     if entered:
-        before = answered["first_answer_at"] < entered["ended"]
-        demo.say(f"site.yml: from nothing to protected in {play.seconds:.1f} s ({play.changed} changes)")
+        demo.say(f"site.yml: protected after {play.seconds:.1f} s, {play.changed} changes; {entered['host']} serves")
         demo.say(f"  entering protection paused the guest for {entered['guest_pause_ms']:.0f} ms")
-        demo.say(f"  the client was connected {'before' if before else 'after'} that")
+        ahead = entered["began"] - answered["first_answer_at"]
+        demo.say(f"  the client was connected {abs(ahead):.1f} s {'before' if ahead > 0 else 'after'} that began")
     else:
-        demo.say(f"site.yml: protected already, {play.seconds:.1f} s, {play.changed} changes")
-    return {"seconds": play.seconds, "changed": play.changed, "entered": entered, "protected_before": not entered}
+        demo.say(f"site.yml: protected already, {play.changed} changes, {play.seconds:.1f} s")
+    return {"seconds": play.seconds, "changed": play.changed, "entered": entered}
 
 
-def repeat(demo: Demo) -> Json:
-    """site.yml once more: nothing to do."""
+def repeat(demo: Demo, first: Json) -> Json:
+    """site.yml with nothing to do; the first run was that already if it found nothing to do."""
+    if not first["entered"] and first["changed"] == 0:
+        return first
     play = demo.play("site")
     demo.say(f"site.yml once more: {play.changed} changes, {play.seconds:.1f} s")
     return {"seconds": play.seconds, "changed": play.changed}
@@ -276,7 +295,7 @@ def fail_over(demo: Demo, client: Client, victim: str) -> Json:
         "module_ms": module["timings"]["total_ms"],
         "actions": module["actions"],
         "client_gap_s": gap_over(report, killed),
-        "client_gap_since_s": gap_since(report, play.began),
+        "client_gap_since_s": waited(report, play.began),
     }
     demo.say(f"failover.yml: {module['host']} serves alone")
     demo.say(f"  {result['module_ms']:.0f} ms in the module, {play.seconds:.1f} s the whole playbook")
@@ -302,7 +321,7 @@ def protect_again(demo: Demo, client: Client, victim: str) -> Json:
 
 def conclude(demo: Demo, evidence: Json) -> bool:
     """Say what the client saw, and whether that proves it."""
-    report, proof = evidence["client"], evidence["proof"]
+    report, good = evidence["client"], evidence["proved"]
     seconds = report["ended"] - report["first_answer_at"]
     print(f"\nWhat the client saw in {seconds:.0f} s:")
     print(f"  same TCP connection     {'yes' if report['connection_survived'] else 'NO'}")
@@ -311,15 +330,15 @@ def conclude(demo: Demo, evidence: Json) -> bool:
     print(f"  longest gap             {report['longest_gap_ms'] / 1000:.1f} s")
     for error in report["errors"]:
         print(f"  {error}")
-    for what, holds in proof.items():
-        if not holds:
-            print(f"NOT PROVED: {what}")
-    good = all(proof.values())
-    path = demo.evidence.parent / "demo.json"
+    for what in [what for what, holds in evidence["proof"].items() if not holds]:
+        print(f"NOT PROVED: {what}")
+    for what in [what for what, met in evidence["targets"].items() if not met]:
+        print(f"Missed: {what}")
     print(
-        f"{'Continuity is proved.' if good else 'Continuity is NOT proved.'} {demo.guest} is protected. Evidence: {path}"
+        f"{'Continuity is proved.' if good else 'Continuity is NOT proved.'} {demo.guest} is {evidence['left']['verdict']}."
     )
-    return good
+    print(f"Evidence: {demo.evidence.parent / 'demo.json'}")
+    return bool(good)
 
 
 def tell(demo: Demo) -> bool:
@@ -332,8 +351,8 @@ def tell(demo: Demo) -> bool:
     client = Client(demo)
     try:
         evidence["protect"] = protect(demo, client)
-        evidence["repeat"] = repeat(demo)
-        serving = demo.verdict()["serving"]
+        evidence["repeat"] = repeat(demo, evidence["protect"])
+        serving = evidence["protect"]["entered"].get("host") or evidence["found"]["serving"]
         evidence["failover"] = fail_over(demo, client, serving)
         evidence["protect_again"] = protect_again(demo, client, serving)
     finally:
@@ -341,8 +360,9 @@ def tell(demo: Demo) -> bool:
         write(demo.evidence.parent / "demo.json", evidence)
     evidence["left"] = demo.verdict()
     evidence["seconds"] = time.time() - demo.begun
-    evidence["proof"] = findings(evidence["client"], evidence["failover"])
-    evidence["proved"] = all(evidence["proof"].values())
+    evidence["proof"] = continuity(evidence["client"])
+    evidence["targets"] = targets(evidence)
+    evidence["proved"] = all(evidence["proof"].values()) and evidence["left"]["verdict"] == "protected"
     write(demo.evidence.parent / "demo.json", evidence)
     return conclude(demo, evidence)
 
@@ -358,6 +378,8 @@ def main() -> int:
     )
     parser.add_argument("--guest", default="web1")
     options = parser.parse_args()
+    # an end on demand still stops the client and writes down what was seen
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     directory = EVIDENCE / "demo"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -367,6 +389,8 @@ def main() -> int:
     except (DemoError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
