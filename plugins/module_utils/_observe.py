@@ -24,6 +24,8 @@ from ansible_collections.lockstep.colo.plugins.module_utils._states import Job, 
 RunCommand = t.Callable[..., "tuple[int, str, str]"]
 
 KEEPER_TIMEOUT_S = 2.0
+# How long a process without a monitor may be one that has just begun or is just ending.
+PASSING_S = 1.0
 
 
 def unit_state(run_command: RunCommand, unit: str) -> str:
@@ -88,19 +90,25 @@ def await_release(guest: Guest, timeout_s: float) -> str:
 
 def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = None) -> Observation:
     """Everything about ``guest`` on this host; uses ``monitor`` if given, else one of its own."""
-    unit = unit_state(run_command, guest.unit)
-    seen = Observation(
-        deployed=True, unit=unit, trouble=None, qemu=None, keeper=keeper_state(guest), record=_store.read(guest)
-    )
-    if not seen.process:
-        return seen
-    try:
-        if monitor is not None:
-            return dataclasses.replace(seen, qemu=ask(monitor))
-        with Monitor(guest.qmp_socket) as own:
-            return dataclasses.replace(seen, qemu=ask(own))
-    except ColoError as exc:
-        return dataclasses.replace(seen, trouble=f"{exc.error_code}: {exc.message}")
+    end = time.monotonic() + PASSING_S
+    while True:
+        unit = unit_state(run_command, guest.unit)
+        seen = Observation(
+            deployed=True, unit=unit, trouble=None, qemu=None, keeper=keeper_state(guest), record=_store.read(guest)
+        )
+        if not seen.process:
+            return seen
+        try:
+            if monitor is not None:
+                return dataclasses.replace(seen, qemu=ask(monitor))
+            with Monitor(guest.qmp_socket) as own:
+                return dataclasses.replace(seen, qemu=ask(own))
+        except ColoError as exc:
+            if exc.error_code not in ("qmp_lost", "qmp_unreachable") or time.monotonic() >= end:
+                return dataclasses.replace(seen, trouble=f"{exc.error_code}: {exc.message}")
+        # It is leaving, or does not listen yet: systemd tells which, a moment later and to nobody who waits.
+        monitor = None
+        time.sleep(0.02)
 
 
 def ask(monitor: Monitor) -> Qemu:
