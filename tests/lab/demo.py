@@ -199,7 +199,7 @@ def protection(play: Play, guest: str) -> Json:
 def waited(report: Json, since: float) -> float:
     """Seconds from a moment on that the client was kept waiting then, 0 if it was answered all the time."""
     ends = [gap["begin"] + gap["milliseconds"] / 1000 for gap in report["gaps"] if gap["begin"] <= since]
-    return max([0.0, *(end - since for end in ends)])
+    return float(max([0.0, *(end - since for end in ends)]))
 
 
 def gap_over(report: Json, moment: float) -> float:
