@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import grp
 import ipaddress
@@ -233,10 +234,12 @@ def _socket_owners(proc: str, inodes: t.Collection[str]) -> dict[str, int]:
 
 
 def _socket_inodes(directory: pathlib.Path) -> list[str]:
-    try:
-        targets = [str(descriptor.readlink()) for descriptor in directory.iterdir()]
-    except OSError:
-        return []  # the process has gone, or has just closed one
+    targets: list[str] = []
+    # the process may go, and one that works (a QEMU at a checkpoint) closes descriptors while they are read
+    with contextlib.suppress(OSError):
+        for descriptor in directory.iterdir():
+            with contextlib.suppress(OSError):
+                targets.append(str(descriptor.readlink()))
     return [target.removeprefix("socket:[").rstrip("]") for target in targets if target.startswith("socket:[")]
 
 

@@ -205,6 +205,15 @@ def test_processes_and_listeners(tmp_path: pathlib.Path, proc: pathlib.Path) -> 
     assert state.guests["web2"].resident_bytes == 0
 
 
+def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
+    """A QEMU at a checkpoint closes one now and then; here one that cannot be read stands for it."""
+    for process in ("7", "8"):
+        for name in ("0", "9"):
+            (proc / process / "fd" / name).write_text("no link")
+    state = look(proc, definition(tmp_path), definition(tmp_path, name="web2", port_base=9032))
+    assert [one.process for one in state.listeners if one.process == "another process"] == []
+
+
 def test_a_listener_whose_process_cannot_be_seen(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     (proc / "8" / "fd" / "3").unlink()
     assert look(proc, definition(tmp_path)).listeners[1].process == "another process"
