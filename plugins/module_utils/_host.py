@@ -58,6 +58,11 @@ class Tools:
 # --- QEMU ---------------------------------------------------------------------------------------------------------
 
 
+#: QEMU quits without waiting for its reader: what a pipe does not hold by then (64 KiB; the schema has 250) is lost. A
+#: file takes it at once.
+_TO_FILE = 'file=$(mktemp) && exec 3>"$file" 4<"$file" && rm "$file" && "$@" >&3; code=$?; cat <&4; exit $code'
+
+
 def probe(tools: Tools, binary: str) -> _features.Features | None:
     """Start ``binary`` without a machine, ask it, let it quit; ``None`` when it is not installed."""
     if not os.access(binary, os.X_OK):
@@ -70,7 +75,8 @@ def probe(tools: Tools, binary: str) -> _features.Features | None:
     command = [binary, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio"]
     timeout = tools.find("timeout")
     deadline = [] if timeout is None else [timeout, "--signal=KILL", str(PROBE_DEADLINE_S)]
-    code, out, err = tools.run([*deadline, *command], data="\n".join(json.dumps(question) for question in questions))
+    argv = ["/bin/sh", "-c", _TO_FILE, "sh", *deadline, *command]
+    code, out, err = tools.run(argv, data="\n".join(json.dumps(question) for question in questions))
     answers = _answers(out)
     if "version" not in answers or "schema" not in answers or "quit" not in answers:
         raise ColoError(

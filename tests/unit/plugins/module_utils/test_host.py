@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import subprocess
+import time
 import typing as t
 
 import pytest
@@ -50,7 +52,7 @@ def binary(tmp_path: pathlib.Path) -> str:
 
 def asked(binary: str) -> list[str]:
     options = ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio"]
-    return ["/usr/bin/timeout", "--signal=KILL", "15", binary, *options]
+    return ["/bin/sh", "-c", _host._TO_FILE, "sh", "/usr/bin/timeout", "--signal=KILL", "15", binary, *options]
 
 
 def test_probe(binary: str) -> None:
@@ -77,6 +79,31 @@ def test_probe(binary: str) -> None:
     assert sent[0] == {"execute": "qmp_capabilities", "id": "hello"}
     assert [question["id"] for question in sent[1:-1]] == list(_features.PROBE)
     assert sent[-1]["execute"] == "quit"
+
+
+def test_an_answer_that_no_pipe_holds_arrives_whole(tmp_path: pathlib.Path) -> None:
+    """QEMU writes what goes into the pipe, drops the rest and quits: as this program does, whose reader comes late."""
+    hasty = tmp_path / "qemu"
+    hasty.write_text(
+        "#!/usr/bin/env python3\nimport os\nos.set_blocking(1, False)\n"
+        "data = b'x' * 300_000 + b'end'\n"
+        "while data:\n    data = data[os.write(1, data):]\n"
+    )
+    hasty.chmod(0o755)
+
+    def late(args: list[str]) -> tuple[int, str, str]:
+        with subprocess.Popen(
+            args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as child:
+            time.sleep(0.3)
+            out = child.stdout.read() if child.stdout is not None else ""
+        return child.returncode, out, ""
+
+    code, out, _err = late(["/bin/sh", "-c", _host._TO_FILE, "sh", str(hasty)])
+    assert (code, len(out), out[-3:]) == (0, 300_003, "end")
+    assert late([str(hasty)])[0] != 0
+    code, _out, _err = late(["/bin/sh", "-c", _host._TO_FILE, "sh", "/bin/sh", "-c", "exit 3"])
+    assert code == 3
 
 
 def test_probe_without_qemu(tmp_path: pathlib.Path) -> None:
