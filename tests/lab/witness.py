@@ -48,17 +48,18 @@ def describe(path: str) -> str:
     return " ".join(words)
 
 
-def files(trees: t.Iterable[str]) -> dict[str, str]:
-    found = {}
+def files(trees: t.Iterable[str]) -> list[str]:
+    """One line per file, so that two looks can be compared as sets."""
+    found = []
     for tree in trees:
         for folder, folders, names in os.walk(tree):
             for name in (*folders, *names):
                 path = os.path.join(folder, name)
                 try:
-                    found[path] = describe(path)
+                    found.append(f"{path} {describe(path)}")
                 except FileNotFoundError:
                     continue  # written beside its place and renamed just now
-    return found
+    return sorted(found)
 
 
 def unit(name: str) -> dict[str, str]:
