@@ -20,6 +20,7 @@ import pathlib
 import socket
 import stat
 import subprocess
+import time
 import typing as t
 
 Json = dict[str, t.Any]
@@ -133,12 +134,20 @@ def kinds(monitor: Monitor, path: str) -> dict[str, str]:
     return {item["name"]: item["type"][6:-1] for item in items if item["type"].startswith("child<")}
 
 
+def runstate(monitor: Monitor) -> str:
+    """The run state; a checkpoint (`colo`) is waited for, a guest that stays in one is told as such."""
+    end = time.monotonic() + 5
+    while (status := str(monitor.ask("query-status")["status"])) == "colo" and time.monotonic() < end:
+        time.sleep(0.01)
+    return status
+
+
 def qemu(path: str) -> Json:
     """What the QEMU behind a monitor has and does."""
     monitor = Monitor(path)
     objects = kinds(monitor, "/objects")
     return {
-        "status": monitor.ask("query-status")["status"],
+        "status": runstate(monitor),
         "migration": monitor.ask("query-migrate").get("status"),
         "colo": monitor.ask("query-colo-status")["mode"],
         "checkpoint_delay_ms": monitor.ask("query-migrate-parameters")["x-checkpoint-delay"],
