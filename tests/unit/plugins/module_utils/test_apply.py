@@ -19,12 +19,11 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _image,
     _keeper_client,
     _observe,
-    _plan,
     _store,
     _topology,
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, QmpError, RefusedError
-from ansible_collections.lockstep.colo.plugins.module_utils._plan import Step
+from ansible_collections.lockstep.colo.plugins.module_utils._plan import Operation, Step
 from ansible_collections.lockstep.colo.tests.unit import _make
 from ansible_collections.lockstep.colo.tests.unit._script import (
     ANY,
@@ -88,8 +87,8 @@ def stage(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path, monkeypatch)
 
 
-def _wait(operation: str, timeout_s: float = 5.0, **arguments: t.Any) -> Step:
-    return Step(t.cast("_plan.Operation", operation), f"a {operation}", arguments, timeout_s, changes=False)
+def _wait(operation: Operation, timeout_s: float = 5.0, **arguments: t.Any) -> Step:
+    return Step(operation, f"a {operation}", arguments, timeout_s, changes=False)
 
 
 def _command(name: str, **arguments: t.Any) -> Step:
@@ -565,7 +564,7 @@ def test_a_takeover_is_recorded_once(stage: Stage) -> None:
         lambda record: _generation.begin_sync(record, 4), lambda record: _generation.enter_protection(record, "beta")
     )
     take = _transition("take_over", fenced_by="beta is off", accept_void=False)
-    for _ in range(2):
+    for _time in range(2):
         stage.run(take)
         now = _store.read(stage.guest)
         assert now is not None

@@ -283,12 +283,17 @@ def _shaped(shape: str, value: t.Any) -> None:
     assert re.fullmatch(SHAPES[shape], value), (shape, value)
 
 
+def _whole(value: object) -> bool:
+    """True for an int that is no bool, which is one, too."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _all_shaped(found: dict[str, t.Any]) -> None:
     _shaped("name", found["name"])
     _shaped("cpu", found["cpu"])
     for disk in found["disks"]:
         _shaped("disk", disk["name"])
-        assert type(disk["size_bytes"]) is int
+        assert _whole(disk["size_bytes"])
         assert disk["size_bytes"] > 0
         assert disk["size_bytes"] % 512 == 0
         if disk["source"] is not None:
@@ -304,8 +309,8 @@ def _all_shaped(found: dict[str, t.Any]) -> None:
         _shaped("path", found["boot"]["kernel"])
         _shaped("line", found["boot"]["append"])
     for key in ("memory_mib", "vcpus", "port_base"):
-        assert type(found[key]) is int
-    assert all(type(value) is int for value in found["tuning"].values())
+        assert _whole(found[key])
+    assert all(_whole(value) for value in found["tuning"].values())
 
 
 FULL = _make.wish(

@@ -128,7 +128,7 @@ def test_events_keep_their_order_and_wait_until_they_are_asked_for(path: pathlib
     with Server(path, _says({}, {}, events=events)), Monitor(str(path)) as monitor:
         monitor.execute("query-status")
         monitor.execute("query-status")
-        seen = [monitor.next_event(5) for _ in range(3)]
+        seen = [monitor.next_event(5) for _time in range(3)]
         assert [(entry.name, entry.data, entry.time_s) for entry in seen if entry] == [
             ("STOP", {}, 5.25),
             ("MIGRATION", {"status": "colo"}, 6.25),
@@ -175,7 +175,7 @@ def test_closing_twice_and_with_a_silent_peer(path: pathlib.Path) -> None:
 
 def test_the_next_client_is_served_after_a_close(path: pathlib.Path) -> None:
     with Server(path, _says({}, {})) as server:
-        for _ in range(2):
+        for _time in range(2):
             with Monitor(str(path)) as monitor:
                 monitor.execute("query-status")
     assert len(server.calls) == 2
