@@ -11,7 +11,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _guest, _pair
+from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _guest, _pair, _states
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 
 Json = dict[str, t.Any]
@@ -64,10 +64,8 @@ def _verdicts(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> J
 
 def _failovers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, confirmed: str | None = None) -> Json:
     answers = _answers(guests, hostvars, register)
-    return {
-        name: dataclasses.asdict(_pair.failover(_sides(name, guest, answers), confirmed or None))
-        for name, guest in guests.items()
-    }
+    judged = {name: _pair.failover(_sides(name, guest, answers), confirmed or None) for name, guest in guests.items()}
+    return {name: dataclasses.asdict(one) for name, one in _pair.excuse_healthy(judged).items()}
 
 
 def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
@@ -100,7 +98,7 @@ def _not_protected(after: t.Mapping[str, Json], before: t.Mapping[str, Json]) ->
 
 def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register: str, watched: str = "") -> list[str]:
     """One line per guest: where it runs, what that took, and how many packets it sent afterwards."""
-    lines: list[str] = []
+    lines = [f"{name}: {one['told']}" for name, one in failovers.items() if one["told"]]
     looks = _succeeded(failovers, hostvars, "survivor", watched) if watched else {}
     for name, result in _succeeded(failovers, hostvars, "survivor", register).items():
         where = failovers[name]["survivor"]
@@ -149,11 +147,16 @@ def _troubles(hosts: t.Sequence[str], hostvars: t.Any, registers: t.Sequence[str
 
 
 def _pause(info: Json) -> str:
+    """The last checkpoint's pause; outside lock step there is none, whatever the last session had."""
+    if info.get("standing") not in _states.LOCK_STEP:
+        return "-"
     pause = info.get("checkpoints", {}).get("last_pause_ms")
     return "-" if pause is None else f"{pause:.0f} ms"
 
 
 def _rate(info: Json) -> str:
+    if info.get("standing") not in _states.LOCK_STEP:
+        return "-"
     rate = info.get("checkpoints", {}).get("rate_hz")
     return "-" if rate is None else f"{rate:.2f}/s"
 

@@ -146,10 +146,18 @@ def _one_serves_other_unknown(serving: Side, other: Side, common: dict[str, t.An
     why = "does not answer" if other.standing is None else "has a QEMU that does not answer"
     told = f"{serving.host} serves and {other.host} {why}"
     if serving.standing == "primary":
-        return Pair("unknown", told, refusal=f"{other.host} {why}: repair the way to it, then run this again", **common)
+        return Pair("unknown", told, refusal=_repair_or_fence(serving.host, other.host, why), **common)
     if serving.standing == "orphaned":
         return Pair("degraded", told, refusal=_fence_first(serving.host, other.host, why), **common)
     return Pair("unprotected", told, **common)
+
+
+def _repair_or_fence(serving: str, other: str, why: str) -> str:
+    """A primary that has not noticed yet whether its standby is gone."""
+    return (
+        f"{other} {why}: repair the way to it, then run this again; or, if {other} is lost, fence it (cut its power) and run "
+        f"failover.yml -e colo_confirm_fenced={other}, and {serving} goes on alone"
+    )
 
 
 def _fence_first(survivor: str, other: str, why: str) -> str:
@@ -188,13 +196,16 @@ class Failover:
     """Who goes on with the guest.
 
     ``fenced_by`` is the evidence about the other host; ``stop`` the host whose left-behind standby has to be stopped
-    before the survivor goes on; ``refusal`` is empty when all is well.
+    before the survivor goes on; ``refusal`` is empty when all is well; ``healthy`` says that the guest lost nothing, and
+    ``told`` is what is said about it when that is no reason to refuse.
     """
 
     survivor: str | None
     fenced_by: str | None = None
     stop: str | None = None
     refusal: str = ""
+    healthy: bool = False
+    told: str = ""
 
 
 def failover(sides: tuple[Side, Side], confirmed: str | None) -> Failover:
@@ -239,7 +250,7 @@ def _goes_on(serving: Side, other: Side) -> Failover:
         return Failover(None, refusal=_fence_first(serving.host, other.host, why))
     if serving.standing == "primary" and other.standing == "secondary":
         told = f"the pair is healthy ({serving.host} serves, {other.host} follows): nothing to fail over"
-        return Failover(None, refusal=told)
+        return Failover(None, refusal=told, healthy=True)
     return Failover(serving.host, f"its standby on {other.host} was stopped first", stop=other.host)
 
 
@@ -256,3 +267,17 @@ def _takes_over(waiting: Side, other: Side) -> Failover:
         refusal=f"{waiting.host} can take over, but {other.host} {state} and may still run the guest: an unreachable host is "
         f"not a dead one. Fence {other.host} (cut its power), then run failover.yml -e colo_confirm_fenced={other.host}",
     )
+
+
+def excuse_healthy(judged: t.Mapping[str, Failover]) -> dict[str, Failover]:
+    """A guest that lost nothing, among others that did, is told and is no error.
+
+    When no guest of the run lost anything (one that was named is the only one), the refusal stays: a failover was asked
+    for, and there is none to do.
+    """
+    if all(one.healthy for one in judged.values()):
+        return dict(judged)
+    return {
+        name: dataclasses.replace(one, refusal="", told=one.refusal) if one.healthy else one
+        for name, one in judged.items()
+    }

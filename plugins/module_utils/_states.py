@@ -19,6 +19,9 @@ Standing = t.Literal["absent", "stopped", "alone", "standby", "syncing", "primar
 # Standings in which this host's QEMU executes the guest for its clients, or might.
 SERVING: frozenset[str] = frozenset({"alone", "primary"})
 
+# Standings in lock step with a living peer.
+LOCK_STEP: frozenset[str] = frozenset({"primary", "secondary"})
+
 # MIGRATION states while a primary is on its way; anything before colo but these is no way to COLO.
 MIGRATION_ACTIVE: frozenset[str] = frozenset(
     {"setup", "wait-unplug", "active", "pre-switchover", "device", "cancelling", "failing"}

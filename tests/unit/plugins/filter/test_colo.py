@@ -90,6 +90,23 @@ def test_whatever_is_not_an_answer_is_not_known(why: str) -> None:
     assert "colo_confirm_fenced=alpha" in failover["web1"]["refusal"]
 
 
+def test_a_healthy_guest_among_others_is_told_and_is_no_error() -> None:
+    guests = {"web1": GUESTS["web1"], "web2": GUESTS["web1"]}
+    hostvars: Json = {host: {"seen": {"guests": {}}} for host in ("alpha", "beta")}
+    for host, seen in PROTECTED.items():
+        hostvars[host]["seen"]["guests"]["web2"] = seen["seen"]["guests"]["web1"]
+    hostvars["alpha"]["seen"]["guests"]["web1"] = _info("stopped", _make.PRIMARY)["guests"]["web1"]
+    hostvars["beta"]["seen"]["guests"]["web1"] = _info("orphaned", SECONDARY)["guests"]["web1"]
+    found = FILTERS["failovers"](guests, hostvars, "seen")
+    assert found["web1"]["survivor"] == "beta"
+    assert (found["web2"]["survivor"], found["web2"]["refusal"]) == (None, "")
+    assert "nothing to fail over" in found["web2"]["told"]
+    assert FILTERS["refusals"](found) == []
+    # named by the operator, it is the only one of the run
+    named = FILTERS["failovers"]({"web2": guests["web2"]}, hostvars, "seen")
+    assert "nothing to fail over" in named["web2"]["refusal"]
+
+
 def test_a_confirmed_fence() -> None:
     hostvars = {"beta": {"seen": _info("orphaned", SECONDARY)}}
     found = FILTERS["failovers"](GUESTS, hostvars, "seen", "alpha")["web1"]
@@ -207,6 +224,16 @@ def test_the_table_tells_what_is_and_what_to_do() -> None:
     assert "copy -/-" in lines[4]
 
 
+@pytest.mark.parametrize("standing", ["alone", "orphaned", "stopped", "standby"])
+def test_the_table_tells_checkpoints_of_this_session_only(standing: str) -> None:
+    """The keeper remembers the last session's figures; a guest that is alone has no checkpoints."""
+    seen = _info(standing, _make.LEFT, checkpoints={"last_pause_ms": 47.2, "rate_hz": 0.98})
+    hostvars = {"alpha": {"seen": seen}}
+    lines = FILTERS["status_table"](FILTERS["verdicts"](GUESTS, hostvars, "seen"), GUESTS, hostvars, "seen")
+    row = next(line for line in lines if line.startswith("  alpha "))
+    assert "checkpoint pause - rate - " in row
+
+
 def test_a_guest_that_would_be_started_is_served_by_nobody() -> None:
     records = {"alpha": _make.ALONE, "beta": g.new_record("web1", "beta", "alpha")}
     hostvars = {host: {"seen": _info("stopped", record)} for host, record in records.items()}
@@ -216,7 +243,8 @@ def test_a_guest_that_would_be_started_is_served_by_nobody() -> None:
 
 
 def test_the_report_of_a_failover() -> None:
-    failovers = {name: {"survivor": "beta", "refusal": ""} for name in ("a", "b", "c", "d")}
+    failovers: Json = {name: {"survivor": "beta", "refusal": "", "told": ""} for name in ("a", "b", "c", "d")}
+    failovers["e"] = {"survivor": None, "refusal": "", "told": "the pair is healthy"}
     guests = {
         "a": {"actions": ["x"], "timings": {"total_ms": 123.4}},
         "b": {"actions": [], "timings": {"total_ms": 5.0}},
@@ -225,6 +253,7 @@ def test_the_report_of_a_failover() -> None:
     }
     lines = FILTERS["failover_report"](failovers, {"beta": {"over": {"guests": guests}}}, "over")
     assert lines == [
+        "e: the pair is healthy",
         "a serves alone on beta after 123 ms in the module",
         "b serves alone on beta already",
         "c would serve alone on beta",

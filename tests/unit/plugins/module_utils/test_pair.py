@@ -143,7 +143,7 @@ PROVEN = {"proven": True}
         (("orphaned", "primary2"), ("stopped", "secondary2"), "degraded", "alpha", "beta", False, ""),
         (("orphaned", "primary2"), ("orphaned", "secondary2"), "degraded", "alpha", "beta", False, ""),
         (("alone", "alone1"), (None,), "unprotected", "alpha", None, False, ""),
-        (("primary", "primary2"), (None,), "unknown", "alpha", None, False, "repair"),
+        (("primary", "primary2"), (None,), "unknown", "alpha", None, False, "failover.yml -e colo_confirm_fenced=beta"),
         (("orphaned", "primary2"), (None,), "degraded", "alpha", None, False, "Fence beta"),
         (("stopped", "alone1"), (None,), "unknown", None, None, False, "not knowing counts as running"),
         (("stopped", "alone1"), ("failed", "syncing1"), "unknown", None, None, False, "not knowing"),
@@ -255,6 +255,33 @@ def test_failovers(one: tuple[t.Any, ...], two: tuple[t.Any, ...], survivor: str
     found = _pair.failover((_side("alpha", *one), _side("beta", *two)), None)
     assert found.survivor == survivor
     assert says in (found.fenced_by or found.refusal)
+
+
+HEALTHY = _pair.Failover(None, refusal="the pair is healthy", healthy=True)
+LOST = _pair.Failover("beta", "observed")
+UNSAFE = _pair.Failover(None, refusal="fence it first")
+
+
+@pytest.mark.parametrize(
+    ("judged", "refused"),
+    [
+        ({"a": HEALTHY}, {"a"}),
+        ({"a": HEALTHY, "b": HEALTHY}, {"a", "b"}),
+        ({"a": HEALTHY, "b": LOST}, set()),
+        ({"a": HEALTHY, "b": UNSAFE}, {"b"}),
+        ({"a": UNSAFE, "b": LOST}, {"a"}),
+        ({}, set()),
+    ],
+)
+def test_a_healthy_guest_is_refused_only_where_none_lost_anything(
+    judged: dict[str, _pair.Failover], refused: set[str]
+) -> None:
+    found = _pair.excuse_healthy(judged)
+    assert {name for name, one in found.items() if one.refusal} == refused
+    assert {name for name, one in found.items() if one.told} == {
+        name for name, one in judged.items() if one.healthy and name not in refused
+    }
+    assert all(one.survivor == judged[name].survivor for name, one in found.items())
 
 
 def test_the_record_decides_what_a_word_for_both_roles_means() -> None:
