@@ -56,9 +56,8 @@ unit: bootstrap ## unit tests only
 	$(PYTEST) tests/unit
 
 .PHONY: integration
-integration: bootstrap ## integration tests only, beside a real QEMU in a room of their own
-	sh tests/lab/prerequisites.sh
-	python tests/lab/labqemu.py test 11.1 tests/integration
+integration: bootstrap ## integration tests only, beside each real QEMU; some of them: make integration INTEGRATION='-k half_done'
+	$(PYTEST) tests/gates/test_integration.py
 
 .PHONY: molecule
 molecule: bootstrap ## molecule scenarios only (uses the lab); one of them: make molecule SCENARIO=site

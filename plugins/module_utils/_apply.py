@@ -77,6 +77,7 @@ class Applier:
         self.pauses: list[tuple[float, float]] = []
         self._stopped_at: float | None = None
         self._colo_exit: dict[str, t.Any] | None = None
+        self._job_errors: dict[str, str] = {}
         self._monitor = monitor
         self._keeper = KeeperClient(guest.keeper_socket, KEEPER_TIMEOUT_S)
 
@@ -113,6 +114,7 @@ class Applier:
             "wait_runstate": self._wait_runstate,
             "wait_settled": self._wait_settled,
             "wait_heartbeat": self._wait_heartbeat,
+            "wait_peer_waits": self._wait_peer_waits,
             "cancel_jobs": self._cancel_jobs,
             "wait_jobs_ready": self._wait_jobs_ready,
             "wait_jobs_gone": self._wait_jobs_gone,
@@ -158,6 +160,8 @@ class Applier:
             self._stopped_at = None
         elif event.name == "COLO_EXIT":
             self._colo_exit = event.data
+        elif event.name == "BLOCK_JOB_COMPLETED" and "error" in event.data:
+            self._job_errors[event.data["device"]] = event.data["error"]
         return event
 
     def _wait(
@@ -242,6 +246,18 @@ class Applier:
         self._wait(
             step, deadline, lambda: not wanted & self._jobs().keys(), lambda: sorted(wanted & self._jobs().keys())
         )
+        if not step.arguments.get("well"):
+            return
+        # a job's last event comes before the answer that no longer lists it
+        while self._next_event(0.0) is not None:
+            pass
+        errors = {job: self._job_errors[job] for job in wanted & self._job_errors.keys()}
+        if errors:
+            raise ColoError(
+                "resync_failed",
+                f"the last writes did not reach {self.guest.peer} ({'; '.join(errors.values())}): is the standby alive?",
+                jobs=errors,
+            )
 
     def _wait_nodes_gone(self, step: Step, deadline: float) -> None:
         wanted = set(step.arguments["nodes"])
@@ -346,6 +362,19 @@ class Applier:
             return bool(state["heartbeat"].get("authenticated")) and payload.get("joins") == wanted
 
         self._wait_state(step, deadline, heard)
+
+    def _wait_peer_waits(self, step: Step, deadline: float) -> None:
+        own = _store.read(self.guest)
+
+        def waits(state: dict[str, t.Any]) -> bool:
+            payload = state["heartbeat"].get("peer") or {}
+            # written by the peer's keeper when its QEMU reported colo: that one runs for nobody until it is told to take over
+            follows = payload.get("role") == "standby" and payload.get("state") == "protected"
+            generation = None if own is None else own.generation
+            heard = bool(state["heartbeat"].get("authenticated"))
+            return heard and follows and payload.get("generation") == generation
+
+        self._wait_state(step, deadline, waits)
 
     def _wait_secondary(self, step: Step, deadline: float) -> None:
         def follows(state: dict[str, t.Any]) -> bool:

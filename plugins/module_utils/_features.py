@@ -192,6 +192,11 @@ def _return_path(version: Version, answer: t.Any) -> t.Literal["requires", "refu
 def version_refusal(version: Version) -> str | None:
     """Why a release cannot be used at all, or ``None``."""
     text = ".".join(str(part) for part in version)
+    if version < (8, 0, 0):
+        return (
+            f"QEMU {text} cannot enter COLO from a guest that runs: a migration that pauses before its switchover ends in state "
+            f"completed (seen on 7.2.22). Install {WORKING}"
+        )
     if (10, 0, 0) <= version <= (10, 0, 6) or (10, 1, 0) <= version <= (10, 1, 2):
         return (
             f"QEMU {text} cannot enter COLO: its migration ends in state completed (fixed in 10.0.7, 10.1.3 and 10.2). "
@@ -202,7 +207,7 @@ def version_refusal(version: Version) -> str | None:
 
 def tested(version: Version) -> bool:
     """Whether this release series is one COLO was seen to work on."""
-    return version[:2] in ((7, 2), (10, 0), (10, 1), (10, 2), (11, 1))
+    return version[:2] in ((10, 0), (10, 1), (10, 2), (11, 1))
 
 
 def refusals(found: Features | None, definition: t.Mapping[str, t.Any], accept_untested: bool = False) -> list[Problem]:

@@ -286,6 +286,9 @@ class Monitor:
         # well within the limit or not at all, so the gap between question and command is not entered by them.
         status = (await self._in_band("query-migrate")).get("status", "none")
         if _rules.may_cancel(status):
+            # The guest goes on when the migration is cancelled, and with it a mirror: a peer that hangs would block both.
+            with contextlib.suppress(ColoError):
+                await self.yank(_topology.yank_instances(self._guest))
             await self._in_band("migrate_cancel")
             data = {"waited_ms": round(waited_s * 1000), "limit_ms": self._guest.tuning.switchover_limit_ms}
             self.qemu.flags["switchover_ended"] = {"time": time.time(), "data": data}

@@ -233,6 +233,9 @@ def _survives(survivor: Side, evidence: str) -> Failover:
         return Failover(None, refusal=f"{survivor.host} does not answer: it cannot go on with the guest")
     if survivor.standing == "secondary" or survivor.standing == "orphaned" or _serves(survivor):
         return Failover(survivor.host, evidence)
+    if survivor.standing == "failed" and survivor.record is not None and survivor.record.state == "protected":
+        # A main loop that waits for the lost peer's disk gives no answer. The failover frees it, and judges what it sees then.
+        return Failover(survivor.host, evidence)
     return Failover(
         None,
         refusal=f"{survivor.host} is {survivor.standing} and holds no running copy of the guest to fail over to: run site.yml",

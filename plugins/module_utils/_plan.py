@@ -32,6 +32,7 @@ Operation = t.Literal[
     "wait_runstate",
     "wait_settled",
     "wait_heartbeat",
+    "wait_peer_waits",
     "cancel_jobs",
     "wait_jobs_ready",
     "wait_jobs_gone",
@@ -94,7 +95,7 @@ def serve(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
     if now == "alone":
         return (to_alone(guest, seen) if _states.leftovers(seen) else []) + _whole(guest, seen)
     if now in ("syncing", "orphaned") and is_outgoing(seen):
-        return to_alone(guest, seen)
+        return to_alone(guest, seen, fenced_by)
     if now in ("secondary", "orphaned") and _half_way(seen):
         return failover(guest, seen, None, accept_void=False)
     if now == "failed":
@@ -199,12 +200,15 @@ def _stop(guest: Guest) -> Step:
     return Step("stop_unit", f"stop {guest.unit}", {"unit": guest.unit}, timeout_s=30)
 
 
-def to_alone(guest: Guest, seen: Observation) -> list[Step]:
+def to_alone(guest: Guest, seen: Observation, fenced_by: str | None = None) -> list[Step]:
     """From whatever is half-built, lost or protected back to a guest that serves alone; skips what is not there.
 
     One rule for rolling back, for dropping protection and for the failover of a primary whose standby died. The order
     is the measured one: yank first (a peer that hangs must not be waited for), the disk before the lost heartbeat,
     colo-compare before its redirectors (deleting it flushes held packets through them).
+
+    A guest that is paused because its migration completed goes on only when the peer is fenced (``fenced_by``) or its
+    keeper says that it waits: a standby without x-colo would have begun to run the guest itself.
     """
     qemu = seen.qemu
     if qemu is None:
@@ -214,6 +218,7 @@ def to_alone(guest: Guest, seen: Observation) -> list[Step]:
     disks, nics = range(len(guest.disks)), range(len(guest.nics))
     replicated = [disk for disk in disks if _topology.replication_node(disk) in qemu.attached]
     steps = [
+        *_peer_waits(seen, fenced_by),
         _record("go_alone", "this copy is the newest from here on", reason="protection ended"),
         Step("yank", "yank the peer out of band", {"instances": _topology.yank_instances(guest)}),
     ]
@@ -258,7 +263,19 @@ def to_alone(guest: Guest, seen: Observation) -> list[Step]:
             for name in (_topology.replication_node(disk), _topology.nbd_node(disk))
             if name in qemu.nodes
         ]
+    if qemu.runstate == "postmigrate":
+        steps.append(_qmp("cont"))
     return [*steps, *_runs(guest)]
+
+
+def _peer_waits(seen: Observation, fenced_by: str | None) -> list[Step]:
+    """What has to be known before a guest goes on whose migration completed."""
+    completed = seen.qemu is not None and seen.qemu.runstate == "postmigrate"
+    # a record that says alone was written after this wait, by a run that was killed
+    known = fenced_by or (seen.record is not None and seen.record.state == "alone")
+    if not completed or known:
+        return []
+    return [Step("wait_peer_waits", "the standby waits and does not run the guest", changes=False)]
 
 
 def _filters_gone(qemu: _states.Qemu, names: t.Sequence[str]) -> list[Step]:
@@ -271,7 +288,7 @@ def _chardevs_gone(qemu: _states.Qemu, names: t.Sequence[str]) -> list[Step]:
 
 def _runs(guest: Guest) -> list[Step]:
     """Proof that the guest serves: it runs, and packets reach its taps."""
-    transit = ["colo", "inmigrate", "finish-migrate", "paused"]
+    transit = ["colo", "inmigrate", "finish-migrate", "paused", "postmigrate"]
     return [
         Step("wait_runstate", "the guest runs", {"goal": ["running"], "transit": transit}, changes=False),
         Step("wait_packets", "its packets leave", {"taps": [nic.tap for nic in guest.nics]}, changes=False),
@@ -335,8 +352,11 @@ def _protect_forward(guest: Guest, seen: Observation, features: Features | None,
         ),
         # --- the guest is paused from here ...
         *[_qmp("block-job-cancel", {"device": job}) for job in resyncs],
-        Step("wait_jobs_gone", "the mirrors have ended", {"jobs": resyncs}, changes=False),
+        # a mirror that ends with an error has left the standby without the last writes
+        Step("wait_jobs_gone", "the mirrors have ended", {"jobs": resyncs, "well": True}, changes=False),
         *_all(_topology.replication_commands(guest)),
+        # QEMU 11.1 may crash when colo-compare is put on a channel whose other end has just died
+        Step("wait_links", "the packet channels are still connected", {"chardevs": link_chardevs}, 0.1, changes=False),
         *_all(_topology.primary_filter_commands(guest, rewriters)),
         _record("enter_protection", "protected from here on"),
         _qmp("migrate-continue", {"state": "pre-switchover"}),
@@ -344,7 +364,8 @@ def _protect_forward(guest: Guest, seen: Observation, features: Features | None,
             "wait_migration",
             "both sides are in COLO",
             {"goal": ["colo"], "transit": ["pre-switchover", "device"], "since": "pre-switchover"},
-            timeout_s=20,
+            # the guest stands still meanwhile
+            timeout_s=guest.tuning.switchover_limit_ms / 1000,
             changes=False,
         ),
         # --- ... to here
@@ -545,7 +566,7 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
                 f"guest {guest.name}: the pair is healthy and {guest.host} serves already: nothing to fail over",
                 standing=now,
             )
-        return to_alone(guest, seen)
+        return to_alone(guest, seen, fenced_by)
     if now not in ("secondary", "orphaned") or seen.qemu is None:
         raise RefusedError(
             "not_protected",

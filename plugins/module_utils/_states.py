@@ -111,9 +111,10 @@ def standing(seen: Observation) -> Standing:
         return "standby" if qemu.migration in ("none", "setup") else "syncing"
     if qemu.runstate in ("prelaunch", "shutdown"):
         return "stopped"
-    if qemu.runstate in ("internal-error", "io-error", "guest-panicked", "postmigrate", "watchdog"):
+    if qemu.runstate in ("internal-error", "io-error", "guest-panicked", "watchdog"):
         return "failed"
-    if qemu.migration in MIGRATION_ACTIVE or qemu.jobs:
+    # postmigrate: a migration that completed instead of entering COLO; the guest is whole, and paused
+    if qemu.migration in MIGRATION_ACTIVE or qemu.jobs or qemu.runstate == "postmigrate":
         return "syncing"
     return "alone"
 
@@ -177,7 +178,7 @@ def check_transitions(seen: t.Sequence[str]) -> None:
         if after == "completed" and before != "colo":
             raise ColoError(
                 "colo_not_entered",
-                "the migration completed instead of entering COLO: this QEMU is broken for COLO (10.0.0-10.0.6 and "
+                "the migration completed instead of entering COLO: this QEMU is broken for COLO (7.2, 10.0.0-10.0.6 and "
                 "10.1.0-10.1.2 are; 10.0.7, 10.1.3 and 11.1 work) or the standby was started without x-colo",
                 transitions=list(seen),
             )

@@ -20,6 +20,7 @@ import sys
 import time
 import typing as t
 
+import pytest
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.lockstep.colo.plugins.module_utils import (
@@ -182,7 +183,8 @@ class Host:
             "qemu_binary": "/usr/bin/qemu-system-x86_64", "user": "root", "boot": None, "port_base": port_base,
             "disks": [{"name": "root", "size_bytes": 16 << 20, "source": None, "source_format": "qcow2", "checksum": None}],
             "nics": [{"name": "lan", "bridge": "br0", "mac": "52:54:00:12:34:56", "model": "virtio-net-pci", "tap": self.tap}],
-            "tuning": {"heartbeat_interval_ms": 100, "heartbeat_timeout_ms": 1000, "checkpoint_delay_ms": 200},
+            "tuning": {"heartbeat_interval_ms": 100, "heartbeat_timeout_ms": 1000, "checkpoint_delay_ms": 200,
+                       "switchover_limit_ms": 3000},
             "paths": {name: str(path) for name, path in paths.items()},
             **more,
         }  # fmt: skip
@@ -354,6 +356,20 @@ class Pair:
         judged = self.judged
         assert (judged.verdict, judged.serving) == ("protected", serving.guest.host), judged
 
+    def wait(self) -> Json:
+        """alpha serves and has something on its disk, beta waits; returns what alpha consists of."""
+        generation = self.alpha.serve()["generation"]
+        before = self.alpha.things()
+        self.alpha.write(0x41)
+        self.beta.stand_by(generation)
+        return before
+
+    def checkpoint(self, standby: Host) -> None:
+        """Wait until what was done on the serving side alone is the standby's, too: a real guest would do it on both."""
+        done = standby.keeper["checkpoints"]["count"]
+        # the one that is under way may have begun before
+        wait_for("a checkpoint", lambda: standby.keeper["checkpoints"]["count"] >= done + 2)
+
     def failover(self, confirmed: str | None = None) -> Host:
         """failover.yml; returns the host that went on."""
         judged = _pair.failover(self.sides, confirmed)
@@ -391,3 +407,20 @@ def refused(*codes: str) -> c.Iterator[list[ColoError]]:
         caught.append(exc)
     else:
         raise AssertionError(f"not refused (expected {' or '.join(codes)})")
+
+
+def plan_of(function: str, hook: c.Callable[[int, _plan.Step], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the plans that ``_plan.FUNCTION`` makes be disturbed by ``hook``."""
+    original = getattr(_plan, function)
+    monkeypatch.setattr(_plan, function, lambda *args: Hooked(original(*args), hook))
+
+
+def at(title: str, action: c.Callable[[], object]) -> c.Callable[[int, _plan.Step], None]:
+    """A hook that acts once, before the step of that title."""
+    left = [action]
+
+    def hook(_number: int, step: _plan.Step) -> None:
+        if step.title == title and left:
+            left.pop()()
+
+    return hook

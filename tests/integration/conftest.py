@@ -9,8 +9,30 @@ only what is said about releases is asked.
 
 from __future__ import annotations
 
+import itertools
 import os
+import typing as t
+
+import pytest
+
+from ansible_collections.lockstep.colo.tests.integration._pair import Pair
 
 RELEASE = os.environ.get("LOCKSTEP_QEMU")
 
 collect_ignore_glob = {None: ["test_*.py"], "11.1": []}.get(RELEASE, ["test_[!r]*.py"])
+
+PORTS = itertools.count(30000, 32)
+
+
+@pytest.fixture
+def pair(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Pair]:
+    """Two hosts on which nothing was ever started."""
+    made = Pair(tmp_path_factory.mktemp("p"), next(PORTS))
+    try:
+        yield made
+    finally:
+        made.end()
+        for host in (made.alpha, made.beta):
+            text = host.log.read_text() if host.log.exists() else ""
+            print(f"--- {host.guest.host}\n{text}")
+            assert "Traceback" not in text

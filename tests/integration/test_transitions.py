@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import typing as t
 
@@ -13,22 +12,15 @@ import pytest
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _plan
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
-from ansible_collections.lockstep.colo.tests.integration._pair import NAME, Hooked, Pair, refused, wait_for
-
-PORTS = itertools.count(30000, 32)
-
-
-@pytest.fixture
-def pair(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Pair]:
-    made = Pair(tmp_path_factory.mktemp("p"), next(PORTS))
-    try:
-        yield made
-    finally:
-        made.end()
-        for host in (made.alpha, made.beta):
-            text = host.log.read_text() if host.log.exists() else ""
-            print(f"--- {host.guest.host}\n{text}")
-            assert "Traceback" not in text
+from ansible_collections.lockstep.colo.tests.integration._pair import (
+    NAME,
+    KilledError,
+    Pair,
+    at,
+    plan_of,
+    refused,
+    wait_for,
+)
 
 
 def test_a_whole_life(pair: Pair) -> None:
@@ -51,8 +43,7 @@ def test_a_whole_life(pair: Pair) -> None:
 
     pair.site()
     alpha.write(0x44)
-    begun = beta.keeper["checkpoints"]["count"]
-    wait_for("a checkpoint", lambda: beta.keeper["checkpoints"]["count"] >= begun + 2)
+    pair.checkpoint(beta)
     alpha.units.power_off()
     wait_for("the loss is seen", lambda: beta.standing == "orphaned")
     assert pair.failover() is beta
@@ -85,32 +76,6 @@ PHASES = {
 }
 
 
-def plan_of(function: str, hook: t.Callable[[int, _plan.Step], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the plans that ``_plan.<function>`` makes be disturbed by ``hook``."""
-    original = getattr(_plan, function)
-    monkeypatch.setattr(_plan, function, lambda *args: Hooked(original(*args), hook))
-
-
-def at(title: str, action: t.Callable[[], object]) -> t.Callable[[int, _plan.Step], None]:
-    """A hook that acts once, before the step of that title."""
-    left = [action]
-
-    def hook(_number: int, step: _plan.Step) -> None:
-        if step.title == title and left:
-            left.pop()()
-
-    return hook
-
-
-def ready(pair: Pair) -> dict[str, t.Any]:
-    """alpha serves, beta waits; what alpha consists of."""
-    generation = pair.alpha.serve()["generation"]
-    before = pair.alpha.things()
-    pair.alpha.write(0x41)
-    pair.beta.stand_by(generation)
-    return before
-
-
 def rolled_back(pair: Pair, error: ColoError, before: dict[str, t.Any]) -> None:
     """The guest serves alone as if nothing had been tried, and can be protected."""
     assert error.details["rolled_back"]["complete"], error.details
@@ -123,7 +88,7 @@ def rolled_back(pair: Pair, error: ColoError, before: dict[str, t.Any]) -> None:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_standby_dies(pair: Pair, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = ready(pair)
+    before = pair.wait()
     with monkeypatch.context() as patch:
         plan_of("protect", at(PHASES[phase], pair.beta.units.power_off), patch)
         with refused("resync_failed", "migration_failed", "deadline_passed", "qmp_refused") as caught:
@@ -133,7 +98,7 @@ def test_the_standby_dies(pair: Pair, phase: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_standby_hangs(pair: Pair, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = ready(pair)
+    before = pair.wait()
 
     def hang() -> None:
         pair.beta.process.send_signal(signal.SIGSTOP)
@@ -151,7 +116,7 @@ def test_the_standby_hangs(pair: Pair, phase: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_serving_side_dies(pair: Pair, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ready(pair)
+    pair.wait()
     with monkeypatch.context() as patch:
         plan_of("protect", at(PHASES[phase], pair.alpha.units.power_off), patch)
         with refused("qmp_lost"):
@@ -161,3 +126,31 @@ def test_the_serving_side_dies(pair: Pair, phase: str, monkeypatch: pytest.Monke
     pair.site()
     pair.assert_protected(pair.alpha)
     assert pair.alpha.holds(0x41)
+
+
+def test_a_switchover_that_nobody_ends_though_the_standby_hangs(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller is gone and the standby hangs: the keeper lets the guest go on."""
+    alpha = pair.alpha
+    before = pair.wait()
+
+    def disturb(_number: int, step: _plan.Step) -> None:
+        if step.title == PHASES["pre-switchover"]:
+            pair.beta.process.send_signal(signal.SIGSTOP)
+        elif step.title == "the mirrors have ended":
+            # the mirror waits for the standby's disk
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        plan_of("protect", disturb, patch)
+        with pytest.raises(KilledError):
+            alpha.migrate("primary", "protected")
+    wait_for("the keeper ends it", lambda: alpha.keeper["flags"]["switchover_ended"])
+    wait_for("it has ended", lambda: alpha.keeper["migration"]["status"] == "cancelled", timeout_s=3.0)
+    wait_for("the guest runs", lambda: alpha.keeper["qemu"]["status"] == "running", timeout_s=3.0)
+    assert alpha.keeper["qemu"]["answer_age_ms"] < 1000
+    alpha.write(0x42)
+    pair.beta.units.stop(signal.SIGKILL)
+    alpha.migrate("primary", "absent")
+    assert alpha.is_clean()
+    assert alpha.things() == before
+    assert alpha.holds(0x42)

@@ -122,7 +122,7 @@ def inside(name: str, cache: pathlib.Path, log: Log, argv: list[str], timeout_s:
         "LC_ALL": "C.UTF-8",
         "LOCKSTEP_QEMU": name,
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPYCACHEPREFIX": "/tmp/python",
         "PYTHONPATH": "/srv/lib",
         "PYTHONUNBUFFERED": "1",
         "TERM": os.environ.get("TERM", "dumb"),

@@ -134,6 +134,7 @@ SIGHTS: dict[str, _states.Observation] = {
     "syncing-mirror": seen(qemu(jobs={"resync0": JOB}, nodes=frozenset({"parent0", "colo-disk0", "nbd0"}))),
     "syncing-active": seen(qemu(migration="active")),
     "syncing-switchover": seen(qemu(migration="pre-switchover", runstate="finish-migrate"), PRIMARY),
+    "syncing-completed": seen(qemu(runstate="postmigrate", migration="completed"), PRIMARY),
     "primary": seen(qemu(migration="colo", colo_mode="primary"), PRIMARY),
     "secondary": seen(qemu(migration="colo", colo_mode="secondary"), SECONDARY),
     "orphaned-primary": seen(
@@ -143,5 +144,4 @@ SIGHTS: dict[str, _states.Observation] = {
         qemu(migration="colo", colo_mode="secondary"), SECONDARY, keeper=keeper(colo_exit=True, lost=True)
     ),
     "failed": seen(None, unit="active", trouble="qmp_busy: no greeting"),
-    "failed-postmigrate": seen(qemu(runstate="postmigrate", migration="completed")),
 }

@@ -225,7 +225,9 @@ def test_a_confirmed_fence_lets_the_one_that_holds_the_guest_go_on() -> None:
         ("standby", "syncing1", False),
         ("syncing", "syncing1", False),
         ("stopped", "secondary2", False),
-        ("failed", "secondary2", False),
+        ("failed", "secondary2", True),
+        ("failed", "primary2", True),
+        ("failed", "alone1", False),
         (None, "none", False),
     ):
         side = _side("beta", t.cast("_states.Standing", standing), record)

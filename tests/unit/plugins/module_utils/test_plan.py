@@ -83,6 +83,7 @@ PROTECT = [
     "the mirrors have ended",
     "blockdev-add replication0",
     "x-blockdev-change",
+    "the packet channels are still connected",
     "object-add m0",
     "object-add redire0-0",
     "object-add redire1-0",
@@ -106,6 +107,7 @@ TAKE = [
 LEFTOVERS = [*LET_GO, "blockdev-del nbd0", *RUNS]
 MIRROR = [*LET_GO, "end the resync", "the resync has ended", "blockdev-del nbd0", *RUNS]
 CANCEL = [*LET_GO, "migrate_cancel", "the migration has ended", *RUNS]
+CONTINUE = [*LET_GO, "cont", *RUNS]
 LEAVE = [*LET_GO, "x-colo-lost-heartbeat", *RUNS]
 
 
@@ -199,6 +201,12 @@ EXPECTED: dict[str, dict[str, t.Any]] = {
     "syncing-mirror": {**_served_by(MIRROR), "follow": FOLLOW},
     "syncing-active": {**_served_by(CANCEL), "follow": FOLLOW},
     "syncing-switchover": {**_served_by(CANCEL), "follow": FOLLOW},
+    "syncing-completed": {
+        **_served_by(["the standby waits and does not run the guest", *CONTINUE]),
+        "serve": CONTINUE,
+        "fail over": CONTINUE,
+        "follow": FOLLOW,
+    },
     "primary": {**_served_by(LEAVE, PROVE), "serve": [], "serve without evidence": [], "release": "peer_not_ready"},
     "secondary": {
         **IN_LOCK_STEP,
@@ -220,7 +228,6 @@ EXPECTED: dict[str, dict[str, t.Any]] = {
         "stop, left behind": STOP,
     },
     "failed": CANNOT_BE_JUDGED,
-    "failed-postmigrate": CANNOT_BE_JUDGED,
 }
 
 

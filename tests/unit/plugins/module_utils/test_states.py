@@ -39,7 +39,7 @@ def test_a_guest_that_has_run_here_serves(runstate: str) -> None:
     assert _states.standing(_make.seen(_make.qemu(runstate=runstate))) == "alone"
 
 
-@pytest.mark.parametrize("runstate", ["internal-error", "io-error", "guest-panicked", "postmigrate", "watchdog"])
+@pytest.mark.parametrize("runstate", ["internal-error", "io-error", "guest-panicked", "watchdog"])
 def test_a_guest_that_stands_still_for_good_has_failed(runstate: str) -> None:
     assert _states.standing(_make.seen(_make.qemu(runstate=runstate))) == "failed"
 

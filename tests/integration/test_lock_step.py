@@ -1,0 +1,89 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What happens in lock step: hung sides, a planned move, and a healthy pair that is left alone."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import signal
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _pair
+from ansible_collections.lockstep.colo.tests.integration._pair import DEADLINE_S, NAME, Pair, refused, wait_for
+
+
+def test_a_standby_that_hangs_in_a_flush_blocks_nobody(pair: Pair) -> None:
+    """QEMU's main loop waits for the standby's disk; only what was connected before can free it."""
+    alpha, beta = pair.alpha, pair.beta
+    alpha.serve()
+    before = alpha.things()
+    pair.site()
+    beta.process.send_signal(signal.SIGSTOP)
+    with refused("deadline_passed"):
+        alpha.disk("write -P 66 64k 64k", timeout_s=1.0)
+    wait_for("alpha is blocked", lambda: alpha.keeper["qemu"]["answer_age_ms"] > 1000)
+    assert pair.failover(confirmed="beta") is alpha
+    beta.units.stop(signal.SIGKILL)
+    assert alpha.things() == before
+    assert alpha.holds(0x42)
+    pair.site()
+
+
+def test_a_primary_that_hangs_is_not_taken_over_from_unless_it_is_fenced(pair: Pair) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    alpha.serve()
+    alpha.write(0x41)
+    pair.site()
+    alpha.process.send_signal(signal.SIGSTOP)
+    assert _pair.failover(pair.sides, None).refusal
+    assert alpha.standing == "failed"
+    with refused("fence_missing"):
+        beta.fail_over()
+    alpha.units.power_off()
+    assert pair.failover(confirmed="alpha") is beta
+    assert beta.holds(0x41)
+    pair.site()
+    pair.assert_protected(beta)
+
+
+def test_a_healthy_pair_is_left_alone(pair: Pair) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    processes = alpha.process.pid, beta.process.pid
+    for host, role in ((alpha, "primary"), (beta, "secondary")):
+        for state in ("ready", "protected"):
+            result = host.migrate(role, state, **({"generation": {NAME: 2}} if role == "secondary" else {}))
+            assert (result["changed"], result["actions"]) == (False, [])
+    with refused("peer_alive"):
+        beta.fail_over("a lie")
+    with refused("peer_alive"):
+        alpha.fail_over()
+    with refused("is_standby"):
+        beta.serve()
+    with refused("is_serving"):
+        alpha.stand_by(2)
+    with refused("is_serving"):
+        alpha.migrate("secondary", "absent")
+    with refused("awaits_failover"):
+        beta.migrate("secondary", "absent")
+    with refused("not_serving"):
+        beta.migrate("primary", "protected")
+    pair.assert_protected(alpha)
+    assert processes == (alpha.process.pid, beta.process.pid)
+
+
+def test_switchover(pair: Pair) -> None:
+    """The serving side lets go, its peer takes over by the word of its keeper."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    alpha.write(0x41)
+    pair.checkpoint(beta)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        taking_over = pool.submit(beta.fail_over, await_release_s=10.0)
+        released = alpha.fail_over(state="released")
+        taken_over = taking_over.result(DEADLINE_S)
+    assert (released["standing"]["after"], taken_over["standing"]["after"]) == ("stopped", "alone")
+    assert beta.is_clean()
+    assert beta.holds(0x41)
+    pair.site()
+    pair.assert_protected(beta)
