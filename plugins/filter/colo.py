@@ -62,6 +62,18 @@ def _verdicts(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> J
     return verdicts
 
 
+def _wished(pairs: t.Mapping[str, Json], guests: t.Mapping[str, Json], state: str = "") -> Json:
+    """Verdicts, with what is to be done for what the operator wants: of this run, or in colo_guests."""
+    judged: Json = {}
+    for name, pair in pairs.items():
+        hosts = pair["hosts"]
+        known = _pair.Pair(**{key: value for key, value in pair.items() if key != "hosts"})
+        lasting = _guest.state(f"colo_guests.{name}.state", guests[name].get("state", ""))
+        wish = _guest.state("colo_state", state, once=True) or lasting
+        judged[name] = {**dataclasses.asdict(_pair.wished(known, wish)), "hosts": hosts}
+    return judged
+
+
 def _failovers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, confirmed: str | None = None) -> Json:
     answers = _answers(guests, hostvars, register)
     judged = {name: _pair.failover(_sides(name, guest, answers), confirmed or None) for name, guest in guests.items()}
@@ -88,12 +100,16 @@ def _refusals(judged: t.Mapping[str, Json]) -> list[str]:
 
 
 def _not_protected(after: t.Mapping[str, Json], before: t.Mapping[str, Json]) -> list[str]:
-    """The guests that are not protected, with the reason; what was refused in the beginning is the better reason."""
-    return [
-        f"{name} is {pair['verdict']}: {before[name]['refusal'] or pair['refusal'] or pair['reason']}"
-        for name, pair in after.items()
-        if pair["verdict"] != "protected"
-    ]
+    """The guests that are not as they are to be, with the reason; what was refused in the beginning is the better one."""
+    lines: list[str] = []
+    for name, pair in after.items():
+        runs = pair["serving"] is not None and not pair["start"] and not pair["off"]
+        if before[name]["run"] and pair["verdict"] != "protected":
+            reason = before[name]["refusal"] or pair["refusal"] or pair["reason"]
+            lines.append(f"{name} is {pair['verdict']}: {reason}")
+        elif not before[name]["run"] and runs:
+            lines.append(f"{name} is to be off and runs on {pair['serving']}")
+    return lines
 
 
 def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register: str, watched: str = "") -> list[str]:
@@ -114,9 +130,14 @@ def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register:
     return lines
 
 
-def _guests_of(pairs: t.Mapping[str, Json], host: str, side: str) -> list[str]:
-    """Names of the guests for which ``host`` is the ``side`` (serving or standby), and nothing is refused."""
-    return [name for name, pair in pairs.items() if pair[side] == host and not pair["refusal"]]
+def _guests_of(pairs: t.Mapping[str, Json], host: str, side: str, only: str = "") -> list[str]:
+    """Names of the guests for which ``host`` is the ``side`` (serving or standby), and nothing is refused.
+
+    ``only`` names a condition of the verdict that has to hold, too.
+    """
+    return [
+        name for name, pair in pairs.items() if pair[side] == host and not pair["refusal"] and (not only or pair[only])
+    ]
 
 
 def _succeeded(pairs: t.Mapping[str, Json], hostvars: t.Any, side: str, register: str) -> Json:
@@ -166,7 +187,8 @@ def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, regist
     lines: list[str] = []
     answers = _answers(guests, hostvars, register)
     for name, judged in verdicts.items():
-        serving = judged["serving"] if judged["serving"] and not judged["start"] else "nobody"
+        runs = judged["serving"] and not judged["start"] and not judged["off"]
+        serving = judged["serving"] if runs else "nobody"
         generation = "-" if judged["generation"] is None else judged["generation"]
         lines.append(f"{name}: {judged['verdict']}; {serving} serves; generation {generation}; {judged['reason']}")
         if judged["refusal"]:
@@ -213,6 +235,7 @@ class FilterModule:
             "not_protected": _wrapped(_not_protected),
             "failover_report": _wrapped(_failover_report),
             "verdicts": _wrapped(_verdicts),
+            "wished": _wrapped(_wished),
             "failovers": _wrapped(_failovers),
             "guests_of": _wrapped(_guests_of),
             "succeeded": _wrapped(_succeeded),

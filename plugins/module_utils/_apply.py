@@ -22,6 +22,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _generation,
     _image,
     _observe,
+    _rules,
     _states,
     _store,
     _topology,
@@ -77,6 +78,7 @@ class Applier:
         self.pauses: list[tuple[float, float]] = []
         self._stopped_at: float | None = None
         self._colo_exit: dict[str, t.Any] | None = None
+        self._powered_off = False
         self._job_errors: dict[str, str] = {}
         self._monitor = monitor
         self._keeper = KeeperClient(guest.keeper_socket, KEEPER_TIMEOUT_S)
@@ -113,6 +115,7 @@ class Applier:
             "wait_keeper": self._wait_keeper,
             "wait_runstate": self._wait_runstate,
             "wait_settled": self._wait_settled,
+            "wait_powered_off": self._wait_powered_off,
             "wait_heartbeat": self._wait_heartbeat,
             "wait_peer_waits": self._wait_peer_waits,
             "cancel_jobs": self._cancel_jobs,
@@ -160,6 +163,8 @@ class Applier:
             self._stopped_at = None
         elif event.name == "COLO_EXIT":
             self._colo_exit = event.data
+        elif event.name == "SHUTDOWN":
+            self._powered_off = event.data.get("reason") == _rules.POWERED_OFF
         elif event.name == "BLOCK_JOB_COMPLETED" and "error" in event.data:
             self._job_errors[event.data["device"]] = event.data["error"]
         return event
@@ -211,6 +216,22 @@ class Applier:
     def _wait_settled(self, step: Step, deadline: float) -> None:
         end = time.monotonic() + float(step.arguments["seconds"])
         self._wait(step, deadline, lambda: time.monotonic() >= end, lambda: None)
+
+    def _wait_powered_off(self, step: Step, deadline: float) -> None:
+        def off() -> bool:
+            # in lock step the next checkpoint sets it to running: then only an event has told
+            shut = self._powered_off or _states.powered_off(_observe.keeper_state(self.guest))
+            return shut or self.monitor.execute("query-status")["status"] == "shutdown"
+
+        try:
+            self._wait(step, deadline, off, lambda: "the guest runs")
+        except DeadlineError as exc:
+            raise ColoError(
+                "powerdown_ignored",
+                f"the guest does not power itself off within {step.timeout_s:g} s of its power button: does it handle ACPI events? "
+                "Power it off from inside, or allow it more time (colo_power_timeout_s)",
+                timeout_s=step.timeout_s,
+            ) from exc
 
     def _jobs(self) -> dict[str, dict[str, t.Any]]:
         return {job["device"]: job for job in self.monitor.execute("query-block-jobs")}
@@ -416,6 +437,8 @@ class Applier:
             return _generation.go_alone(record, **arguments)
         if name == "mark_whole":
             return _generation.mark_whole(record)
+        if name == "mark_clean":
+            return _generation.mark_clean(record, reason="powered off")
         if name == "take_over" and record.state == "alone" and record.serving == own:
             # a takeover that was killed after this step
             return record

@@ -372,6 +372,11 @@ def mark_clean(rec: Record, *, reason: str = "guest powered off") -> Record:
     return rec._with(reason, clean=True)
 
 
+def mark_running(rec: Record, *, reason: str = "guest reset") -> Record:
+    """The guest runs again after it was powered off in an orderly way (a reset from outside)."""
+    return rec._with(reason, clean=False)
+
+
 def check_start(rec: Record, role: str, generation: int) -> None:
     """The start gate: may QEMU be started as *role* (``primary`` or ``standby``) by a permit for *generation*?
 

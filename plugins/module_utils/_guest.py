@@ -471,7 +471,17 @@ def _link(variable: str, hosts: t.Sequence[str], links: t.Mapping[str, t.Any]) -
 
 
 _REQUIRED = ("hosts", "memory_mib", "disks", "nics")
-_OPTIONAL = ("vcpus", "machine", "cpu", "accelerator", "boot", "port_base", "tuning")
+_OPTIONAL = ("state", "vcpus", "machine", "cpu", "accelerator", "boot", "port_base", "tuning")
+
+State = t.Literal["", "started", "stopped", "restarted"]
+
+
+def state(variable: str, value: t.Any, once: bool = False) -> State:
+    """What an operator may want of a guest's power; ``restarted`` is good for one run only, not as a lasting wish."""
+    if value == "":
+        return ""
+    lasting = ("started", "stopped")
+    return t.cast("State", _choice(variable, value, (*lasting, "restarted") if once else lasting))
 
 
 def _pair(
@@ -490,6 +500,7 @@ def _pair(
         raise InputError(
             f"{variable}.hosts", hosts, "one host cannot protect a guest from its own death; name two different hosts"
         )
+    state(f"{variable}.state", entry.get("state", ""))
     accelerator = _choice(f"{variable}.accelerator", entry.get("accelerator", defaults.accelerator), ACCELERATORS)
     return {
         "schema": SCHEMA,

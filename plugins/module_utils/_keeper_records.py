@@ -73,6 +73,10 @@ class Records:
             return _generation.enter_protection(record, self._guest.peer, reason=reason)
         if action is _rules.Action.MARK_STALE:
             return _generation.mark_stale(record, reason)
+        if action is _rules.Action.MARK_CLEAN:
+            return _generation.mark_clean(record, reason=reason)
+        if action is _rules.Action.MARK_RUNNING:
+            return _generation.mark_running(record, reason=reason)
         return _generation.mark_void(record, reason)
 
     async def _write(self, action: _rules.Action) -> bool:

@@ -94,6 +94,13 @@ def _evidence(name: str, module: AnsibleModule) -> str | None:
     return value
 
 
+def power(name: str, module: AnsibleModule) -> _guests.Result:
+    """One guest's part of colo_power."""
+    guest = _guests.load(module.params["config_dir"], name)
+    timeout_s = module.params["timeout_s"]
+    return _guests.converge(guest, module, lambda seen, _applier: _plan.power_off(guest, seen, timeout_s), "stopped")
+
+
 def fail_over(name: str, module: AnsibleModule) -> _guests.Result:
     """One guest's part of colo_failover."""
     guest = _guests.load(module.params["config_dir"], name)

@@ -34,7 +34,9 @@ class Pair:
 
     ``serving`` is the host that serves, or that has to be started (``start``); ``standby`` the other one where it can
     be one; ``rebuild`` says that a protection which looks whole is not to be trusted and has to be made anew;
-    ``refusal`` says why nothing may be done (empty: go on); ``generation`` is the serving copy's.
+    ``refusal`` says why nothing may be done (empty: go on); ``generation`` is the serving copy's. ``off``: the guest was
+    powered off in an orderly way. ``stop`` and ``run`` are what the operator's wish makes of it (:func:`wished`): its
+    QEMUs are to be ended; it is to run, protected, in the end.
     """
 
     verdict: Verdict
@@ -45,6 +47,23 @@ class Pair:
     rebuild: bool = False
     generation: int | None = None
     refusal: str = ""
+    off: bool = False
+    stop: bool = False
+    run: bool = True
+
+
+#: What an operator may want of a guest: "" is "protected, unless it was powered off".
+Wish = t.Literal["", "started", "stopped", "restarted"]
+
+
+def wished(judged: Pair, wish: Wish) -> Pair:
+    """Hold the operator's wish against what is. A guest that powered itself off is brought back by nothing but a wish."""
+    if judged.refusal:
+        return judged
+    runs = judged.serving is not None and not judged.start and not judged.off
+    run = wish in ("started", "restarted") or (wish == "" and not judged.off)
+    stop = judged.off or (runs and wish in ("stopped", "restarted"))
+    return dataclasses.replace(judged, stop=stop, start=run and (judged.start or stop), run=run)
 
 
 def pair(sides: tuple[Side, Side]) -> Pair:
@@ -82,7 +101,7 @@ def pair(sides: tuple[Side, Side]) -> Pair:
             generation=0,
         )
     lost = [side for side in sides if side.standing in ("orphaned", "secondary")]
-    if lost and not _left_behind(lost[0], two if lost[0] is one else one):
+    if lost and not _left_behind(lost[0], two if lost[0] is one else one) and not _is_off(lost[0]):
         return Pair(
             "degraded",
             f"{lost[0].host} holds the guest ({lost[0].standing}) and its primary is gone",
@@ -107,6 +126,11 @@ def _role_unknown(side: Side) -> bool:
     return side.standing == "syncing" and (side.record is None or side.record.role == "none")
 
 
+def _is_off(side: Side) -> bool:
+    """Whether the guest was powered off in an orderly way, as far as this side's record knows."""
+    return side.record is not None and side.record.clean
+
+
 def _left_behind(waiting: Side, other: Side) -> bool:
     """Whether the primary of ``waiting`` went on alone before it stopped: then its copy holds what the waiting one lacks."""
     return (
@@ -123,6 +147,8 @@ def _one_serves(serving: Side, other: Side) -> Pair:
     if other.standing is None or other.standing == "failed":
         return _one_serves_other_unknown(serving, other, common)
     common["standby"] = other.host
+    if _is_off(serving):
+        return Pair("unprotected", f"the guest has powered itself off on {serving.host}", off=True, **common)
     if serving.standing == "primary" and other.standing == "secondary":
         if not _one_session(serving.record, other.record):
             why = "both sides are in COLO, and their generation records do not agree"
@@ -181,12 +207,18 @@ def _nobody_serves(one: Side, two: Side) -> Pair:
     choice = newest(one.record, two.record)
     if choice.host is None:
         return Pair("unprotected", "no host runs the guest", refusal=choice.message)
+    chosen, other = (one, two) if choice.host == one.host else (two, one)
+    off = _is_off(chosen) or (
+        _is_off(other) and other.record is not None and other.record.generation == choice.generation
+    )
+    why = "the guest is powered off" if off else "no host runs the guest"
     return Pair(
         "unprotected",
-        f"no host runs the guest; the newest copy is on {choice.host} ({choice.message})",
-        serving=choice.host,
-        standby=two.host if choice.host == one.host else one.host,
-        start=True,
+        f"{why}; the newest copy is on {choice.host} ({choice.message})",
+        serving=chosen.host,
+        standby=other.host,
+        start=not off,
+        off=off,
         generation=choice.generation,
     )
 
@@ -210,6 +242,14 @@ class Failover:
 
 def failover(sides: tuple[Side, Side], confirmed: str | None) -> Failover:
     """Judge a failover; ``confirmed`` is the host of which the operator says by name that it is fenced."""
+    judged = _who_goes_on(sides, confirmed)
+    if any(_is_off(side) for side in sides if side.host == judged.survivor):
+        told = f"the guest had powered itself off: nothing is left to fail over to {judged.survivor}. power.yml starts it again"
+        return Failover(None, refusal=told)
+    return judged
+
+
+def _who_goes_on(sides: tuple[Side, Side], confirmed: str | None) -> Failover:
     one, two = sides
     if confirmed is not None and confirmed in (one.host, two.host):
         survivor, other = (two, one) if one.host == confirmed else (one, two)

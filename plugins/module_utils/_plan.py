@@ -31,6 +31,7 @@ Operation = t.Literal[
     "wait_keeper",
     "wait_runstate",
     "wait_settled",
+    "wait_powered_off",
     "wait_heartbeat",
     "wait_peer_waits",
     "cancel_jobs",
@@ -203,9 +204,16 @@ def _stop(guest: Guest) -> Step:
 def to_alone(guest: Guest, seen: Observation, fenced_by: str | None = None) -> list[Step]:
     """From whatever is half-built, lost or protected back to a guest that serves alone; skips what is not there.
 
-    One rule for rolling back, for dropping protection and for the failover of a primary whose standby died. The order
-    is the measured one: yank first (a peer that hangs must not be waited for), the disk before the lost heartbeat,
-    colo-compare before its redirectors (deleting it flushes held packets through them).
+    One rule for rolling back, for dropping protection and for the failover of a primary whose standby died.
+    """
+    return [*_let_go(guest, seen, fenced_by), *_runs(guest)]
+
+
+def _let_go(guest: Guest, seen: Observation, fenced_by: str | None = None) -> list[Step]:
+    """End whatever there is of a protection on the serving side.
+
+    The order is the measured one: yank first (a peer that hangs must not be waited for), the disk before the lost
+    heartbeat, colo-compare before its redirectors (deleting it flushes held packets through them).
 
     A guest that is paused because its migration completed goes on only when the peer is fenced (``fenced_by``) or its
     keeper says that it waits: a standby without x-colo would have begun to run the guest itself.
@@ -265,7 +273,7 @@ def to_alone(guest: Guest, seen: Observation, fenced_by: str | None = None) -> l
         ]
     if qemu.runstate == "postmigrate":
         steps.append(_qmp("cont"))
-    return [*steps, *_runs(guest)]
+    return steps
 
 
 def _peer_waits(seen: Observation, fenced_by: str | None) -> list[Step]:
@@ -302,6 +310,8 @@ def protect(guest: Guest, seen: Observation, features: Features | None, timeout_
     swap mirror for replication, switch the filters in, go on. ``timeout_s`` bounds each of the two long waits.
     """
     now = _states.standing(seen)
+    if seen.record is not None and seen.record.clean:
+        raise _is_off(guest)
     if now == "primary" and not _half_way(seen):
         return [_proof(guest)]
     if now in ("alone", "primary", "syncing", "orphaned") and is_outgoing(seen):
@@ -514,6 +524,49 @@ def unprotect(guest: Guest, seen: Observation) -> list[Step]:
     )
 
 
+def power_off(guest: Guest, seen: Observation, timeout_s: float) -> list[Step]:
+    """The guest is powered off in an orderly way and no QEMU of it runs here (colo_power state=stopped).
+
+    Its power button is pressed while it is as protected as it was: a guest that ignores the button stays so. Refuses
+    on a standby (``is_standby``) and where QEMU cannot be judged (``standing_failed``).
+    """
+    now = _states.standing(seen)
+    if not seen.process:
+        return []
+    if seen.record is None:
+        raise no_record(guest)
+    off = _record("mark_clean", "the guest is powered off")
+    if now == "stopped":
+        # switched off by itself while it served alone, or never begun
+        return [*([off] if seen.qemu is not None and seen.qemu.runstate == "shutdown" else []), _stop(guest)]
+    if now == "failed":
+        raise RefusedError(
+            "standing_failed",
+            f"guest {guest.name}: QEMU runs on {guest.host} and cannot be asked to power the guest off ({trouble(seen)}): look at "
+            f"'journalctl -u {guest.unit}'",
+        )
+    if now not in ("alone", "primary") and not (now in ("syncing", "orphaned") and is_outgoing(seen)):
+        raise RefusedError(
+            "is_standby", f"guest {guest.name}: {guest.host} is {now}; power it off on {guest.peer}, where it runs"
+        )
+    button: list[Step] = []
+    if not (seen.record.clean or _states.powered_off(seen.keeper)):
+        button = [
+            _qmp("system_powerdown"),
+            Step("wait_powered_off", "the guest powers itself off", timeout_s=timeout_s, changes=False),
+        ]
+    protected = now != "alone" or _states.leftovers(seen)
+    return [*button, *(_let_go(guest, seen) if protected else []), off, _stop(guest)]
+
+
+def _is_off(guest: Guest) -> RefusedError:
+    return RefusedError(
+        "guest_powered_off",
+        f"guest {guest.name} has powered itself off and is not brought back by this: power.yml -e colo_guest={guest.name} "
+        "-e colo_state=started starts it",
+    )
+
+
 # --- failover and switchover ---------------------------------------------------------------------------------------------------
 
 
@@ -573,6 +626,8 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
             f"guest {guest.name}: {guest.host} is {now} and holds no running copy to fail over to",
             standing=now,
         )
+    if seen.record is not None and seen.record.clean:
+        raise _is_off(guest)
     if _half_way(seen) and seen.record is not None:
         # the takeover that is finished here was begun with evidence
         fenced_by = fenced_by or seen.record.fenced_by

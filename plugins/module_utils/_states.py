@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from ansible_collections.lockstep.colo.plugins.module_utils import _rules
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._generation import Record
 
@@ -129,6 +130,12 @@ def peer_lost(seen: Observation) -> str | None:
     if heartbeat.get("lost"):
         return "the peer's keeper is silent"
     return None
+
+
+def powered_off(keeper: t.Mapping[str, t.Any] | None) -> bool:
+    """Whether the guest powered itself off, by the event that its keeper saw. Its record says so a moment later."""
+    told = None if keeper is None else keeper["flags"].get("shutdown")
+    return told is not None and told["data"].get("reason") == _rules.POWERED_OFF
 
 
 def silence_limit_ms(heartbeat_interval_ms: int) -> float:

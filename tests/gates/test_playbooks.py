@@ -32,7 +32,10 @@ colo_hosts:
 """
 
 # Playbooks that insist on being told something: what a check-mode run on a healthy lab tells them.
-ARGUMENTS: dict[str, list[str]] = {"failover": ["-e", "colo_confirm_fenced=beta"]}
+ARGUMENTS: dict[str, list[str]] = {
+    "failover": ["-e", "colo_confirm_fenced=beta"],
+    "power": ["-e", "colo_state=restarted"],
+}
 
 
 @pytest.mark.fast

@@ -22,7 +22,7 @@ SOURCE = pathlib.Path(__file__).resolve().parent / "guest" / "init.c"
 FORMAT = 1  # raise it when the images change without a change of init.c or the kernel
 
 # Loaded with their dependencies, in this order.
-MODULES = ("virtio_blk", "virtio_net", "e1000", "e1000e", "8139cp", "vmxnet3")
+MODULES = ("virtio_blk", "virtio_net", "e1000", "e1000e", "8139cp", "vmxnet3", "button", "evdev")
 
 # quiet and without probes that wait: the guest is to be up in a few seconds under TCG.
 KERNEL_OPTIONS = (

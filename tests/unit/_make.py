@@ -137,6 +137,8 @@ SIGHTS: dict[str, _states.Observation] = {
     "syncing-completed": seen(qemu(runstate="postmigrate", migration="completed"), PRIMARY),
     "primary": seen(qemu(migration="colo", colo_mode="primary"), PRIMARY),
     "secondary": seen(qemu(migration="colo", colo_mode="secondary"), SECONDARY),
+    "primary-off": seen(qemu(migration="colo", colo_mode="primary"), _generation.mark_clean(PRIMARY)),
+    "secondary-off": seen(qemu(migration="colo", colo_mode="secondary"), _generation.mark_clean(SECONDARY)),
     "orphaned-primary": seen(
         qemu(migration="colo", colo_mode="primary"), PRIMARY, keeper=keeper(colo_exit=True, lost=True)
     ),

@@ -203,6 +203,8 @@ class Keeper:
             "stale": record and record.stale,
             "void": record and record.void,
             "void_reason": record and record.void_reason,
+            # what is about to be written is told at once: this host may not live to write it
+            "clean": record and (record.clean or _rules.Action.MARK_CLEAN in self._records.waiting),
             "qemu_status": qemu.status,
             "answer_age_ms": age_ms(qemu.answered),
             "checkpoints": qemu.checkpoints.count,

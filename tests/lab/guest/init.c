@@ -12,10 +12,12 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/fs.h>
+#include <linux/input.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -581,6 +583,35 @@ static void start_network(void)
     close(fd);
 }
 
+/* Waits for the power button (ACPI) and does what an operating system does then. */
+static void *power_button(void *argument)
+{
+    (void)argument;
+    struct pollfd buttons[8];
+    nfds_t count = 0;
+    for (; count < sizeof buttons / sizeof *buttons; count++) {
+        char path[64];
+        snprintf(path, sizeof path, "/dev/input/event%u", (unsigned)count);
+        buttons[count] = (struct pollfd){.fd = open(path, O_RDONLY | O_CLOEXEC), .events = POLLIN};
+        if (buttons[count].fd < 0)
+            break;
+    }
+    if (count == 0)
+        say("guest: there is no power button\n");
+    while (count > 0 && poll(buttons, count, -1) > 0)
+        for (nfds_t i = 0; i < count; i++) {
+            struct input_event event;
+            if (!(buttons[i].revents & POLLIN) || read(buttons[i].fd, &event, sizeof event) != (ssize_t)sizeof event)
+                continue;
+            if (event.type == EV_KEY && event.code == KEY_POWER && event.value == 1) {
+                say("guest: the power button was pressed\n");
+                sync();
+                reboot(RB_POWER_OFF);
+            }
+        }
+    return NULL;
+}
+
 static void choose_boot_id(void)
 {
     unsigned char noise[16] = {0};
@@ -611,7 +642,7 @@ int main(void)
     choose_boot_id();
     open_disks();
     start_network();
-    if (!start_thread(listener, (void *)&line) || !start_thread(listener, (void *)&http))
+    if (!start_thread(listener, (void *)&line) || !start_thread(listener, (void *)&http) || !start_thread(power_button, NULL))
         say("guest: no thread can be started\n");
     say("guest: ready after %.2f s, boot %s\n", now(), boot_id);
     for (;;)

@@ -143,9 +143,36 @@ def test_one_guest_or_all() -> None:
 # --- who does what ----------------------------------------------------------------------------------------------
 
 PAIRS: Json = {
-    "a": {"serving": "alpha", "standby": "beta", "refusal": "", "verdict": "protected", "reason": "r"},
-    "b": {"serving": "beta", "standby": "alpha", "refusal": "", "verdict": "degraded", "reason": "r"},
-    "c": {"serving": "alpha", "standby": None, "refusal": "no", "verdict": "unknown", "reason": "r"},
+    "a": {
+        "serving": "alpha",
+        "standby": "beta",
+        "start": False,
+        "off": False,
+        "run": True,
+        "refusal": "",
+        "verdict": "protected",
+        "reason": "r",
+    },
+    "b": {
+        "serving": "beta",
+        "standby": "alpha",
+        "start": False,
+        "off": False,
+        "run": True,
+        "refusal": "",
+        "verdict": "degraded",
+        "reason": "r",
+    },
+    "c": {
+        "serving": "alpha",
+        "standby": None,
+        "start": False,
+        "off": False,
+        "run": True,
+        "refusal": "no",
+        "verdict": "unknown",
+        "reason": "r",
+    },
 }
 
 
@@ -183,9 +210,37 @@ def test_troubles_are_told_per_host_and_guest() -> None:
 
 
 def test_what_is_not_protected_is_told_with_the_better_reason() -> None:
-    before = {"a": {"refusal": ""}, "b": {"refusal": "refused at first"}, "c": {"refusal": ""}}
+    before: Json = {
+        "a": {"refusal": "", "run": True},
+        "b": {"refusal": "refused at first", "run": True},
+        "c": {"refusal": "", "run": True},
+    }
     assert FILTERS["not_protected"](PAIRS, before) == ["b is degraded: refused at first", "c is unknown: no"]
-    assert FILTERS["not_protected"](PAIRS, {**before, "b": {"refusal": ""}})[0] == "b is degraded: r"
+    assert FILTERS["not_protected"](PAIRS, {**before, "b": {"refusal": "", "run": True}})[0] == "b is degraded: r"
+
+
+def test_a_guest_that_is_to_be_off_is_told_when_it_runs() -> None:
+    before = {name: {"refusal": "", "run": False} for name in PAIRS}
+    off = {**PAIRS, "b": {**PAIRS["b"], "off": True}, "c": {**PAIRS["c"], "serving": None}}
+    assert FILTERS["not_protected"](off, before) == ["a is to be off and runs on alpha"]
+
+
+def test_the_wish_of_the_run_goes_before_the_lasting_one() -> None:
+    pairs = FILTERS["verdicts"](GUESTS, PROTECTED, "seen")
+    off = {"web1": {**GUESTS["web1"], "state": "stopped"}}
+    assert FILTERS["wished"](pairs, GUESTS)["web1"] == pairs["web1"]
+    assert FILTERS["wished"](pairs, off)["web1"]["stop"]
+    assert not FILTERS["wished"](pairs, off, "started")["web1"]["stop"]
+    assert FILTERS["wished"](pairs, GUESTS, "restarted")["web1"]["start"]
+    assert FILTERS["guests_of"](FILTERS["wished"](pairs, off), "alpha", "serving", "run") == []
+    assert FILTERS["guests_of"](FILTERS["wished"](pairs, off), "alpha", "serving", "stop") == ["web1"]
+
+
+@pytest.mark.parametrize(("state", "lasting"), [("off", ""), ("", "restarted"), ("", "off")])
+def test_a_wish_that_is_none_is_refused(state: str, lasting: str) -> None:
+    pairs = FILTERS["verdicts"](GUESTS, PROTECTED, "seen")
+    with pytest.raises(AnsibleFilterError, match="state"):
+        FILTERS["wished"](pairs, {"web1": {**GUESTS["web1"], "state": lasting}}, state)
 
 
 def test_only_protected_guests_are_moved() -> None:

@@ -107,6 +107,8 @@ def test_marks_stay_where_they_belong() -> None:
     assert g.mark_void(ALONE, "x") is ALONE
     assert g.mark_clean(SYNCING) is SYNCING
     assert g.mark_clean(STALE) is STALE
+    assert g.mark_running(g.mark_clean(ALONE)) == dataclasses.replace(ALONE, reason="guest reset")
+    assert g.mark_running(ALONE) is ALONE
     torn = g.mark_stale(SYNCING, "nbd lost")
     assert g.enter_protection(torn, "alpha").stale, "what was found out during the sync stays"
     assert not g.begin_sync(torn, 1).stale

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import typing as t
 
@@ -294,3 +295,67 @@ def test_the_record_decides_what_a_word_for_both_roles_means() -> None:
         _pair.pair((_side("alpha", "orphaned", "primary2"), _side("beta", "stopped", "secondary2"))).serving == "alpha"
     )
     assert _pair.pair((_side("alpha", "orphaned", "secondary2"), _side("beta", "stopped", "primary2"))).serving is None
+
+
+# --- powered off ------------------------------------------------------------------------------------------------
+
+
+def _off(side: Side) -> Side:
+    assert side.record is not None
+    return dataclasses.replace(side, record=g.mark_clean(side.record))
+
+
+IN_STEP = _side("alpha", "primary", "primary2", proven=True), _side("beta", "secondary", "secondary2", proven=True)
+
+
+def test_a_guest_that_powered_itself_off_in_lock_step_is_not_protected() -> None:
+    found = _pair.pair((_off(IN_STEP[0]), _off(IN_STEP[1])))
+    assert (found.verdict, found.off, found.serving) == ("unprotected", True, "alpha")
+    assert not found.start
+    left = _pair.wished(found, "")
+    assert (left.stop, left.start, left.run) == (True, False, False)
+
+
+@pytest.mark.parametrize("lost", ["stopped", "orphaned"])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_guest_that_is_off_is_not_started_from_either_copy(lost: _states.Standing, told: bool) -> None:
+    primary = _side("alpha", "stopped", "primary2")
+    found = _pair.pair((_off(primary) if told else primary, _off(_side("beta", lost, "secondary2"))))
+    assert (found.off, found.start, found.serving) == (True, False, "alpha")
+
+
+def test_nothing_of_a_guest_that_is_off_is_failed_over() -> None:
+    for confirmed in (None, "alpha"):
+        waiting = _off(_side("beta", "orphaned", "secondary2"))
+        judged = _pair.failover((_side("alpha", "stopped", "primary2"), waiting), confirmed)
+        assert judged.survivor is None
+        assert "powered itself off" in judged.refusal
+
+
+@pytest.mark.parametrize(
+    ("sides", "wish", "stop", "start", "run"),
+    [
+        (IN_STEP, "", False, False, True),
+        (IN_STEP, "started", False, False, True),
+        (IN_STEP, "stopped", True, False, False),
+        (IN_STEP, "restarted", True, True, True),
+        ((_side("alpha", "stopped", "alone1"), _side("beta", "stopped", "new")), "", False, True, True),
+        ((_side("alpha", "stopped", "alone1"), _side("beta", "stopped", "new")), "stopped", False, False, False),
+        ((_off(_side("alpha", "stopped", "alone1")), _side("beta", "stopped", "new")), "", True, False, False),
+        ((_off(_side("alpha", "stopped", "alone1")), _side("beta", "stopped", "new")), "stopped", True, False, False),
+        ((_off(_side("alpha", "stopped", "alone1")), _side("beta", "stopped", "new")), "started", True, True, True),
+        ((_off(_side("alpha", "stopped", "alone1")), _side("beta", "stopped", "new")), "restarted", True, True, True),
+    ],
+)
+def test_wishes(sides: tuple[Side, Side], wish: _pair.Wish, stop: bool, start: bool, run: bool) -> None:
+    found = _pair.wished(_pair.pair(sides), wish)
+    assert (found.stop, found.start, found.run) == (stop, start, run)
+
+
+def test_no_wish_gets_past_a_refusal() -> None:
+    for sides in _every_pair():
+        found = _pair.pair(sides)
+        for wish in t.get_args(_pair.Wish):
+            after = _pair.wished(found, wish)
+            assert after == found or not found.refusal
+            assert not after.start or found.start or after.stop

@@ -31,6 +31,7 @@ WISHES: dict[str, t.Callable[[Look], list[_plan.Step]]] = {
     "stop": lambda seen: _plan.stop_standby(GUEST, seen, None),
     "stop, left behind": lambda seen: _plan.stop_standby(GUEST, seen, "the other host goes on"),
     "release": lambda seen: _plan.release(GUEST, seen),
+    "power off": lambda seen: _plan.power_off(GUEST, seen, 30),
     "fail over": lambda seen: _plan.failover(GUEST, seen, "beta is off", False),
     "fail over without evidence": lambda seen: _plan.failover(GUEST, seen, None, False),
 }
@@ -109,6 +110,12 @@ MIRROR = [*LET_GO, "end the resync", "the resync has ended", "blockdev-del nbd0"
 CANCEL = [*LET_GO, "migrate_cancel", "the migration has ended", *RUNS]
 CONTINUE = [*LET_GO, "cont", *RUNS]
 LEAVE = [*LET_GO, "x-colo-lost-heartbeat", *RUNS]
+OFF = ["record: the guest is powered off", *STOP]
+
+
+def _off(way: t.Sequence[str]) -> list[str]:
+    """The button is pressed while the guest is as protected as it was; then what there is of a protection goes."""
+    return ["system_powerdown", "the guest powers itself off", *(step for step in way if step not in RUNS), *OFF]
 
 
 def _fill(generation: int) -> list[str]:
@@ -138,6 +145,7 @@ WAITS = {
     "unprotect": "not_serving",
     "standby of nobody": "generation_missing",
     "follow": FOLLOW,
+    "power off": "is_standby",
 }
 
 
@@ -148,6 +156,7 @@ def _served_by(plan: list[str], protect: list[str] | None = None) -> dict[str, t
         **SERVES,
         **dict.fromkeys(names, plan),
         "release": "not_protected",
+        "power off": _off(plan),
         "protect": [*plan, *PROTECT] if protect is None else protect,
     }
 
@@ -156,8 +165,16 @@ def _filled(stop: list[str]) -> dict[str, t.Any]:
     return {f"standby of {which}": [*stop, *_fill(which)] for which in (1, 2, 3)}
 
 
-STOPPED = {**NOBODY, **NO_COPY, "release": [], **OWN_HISTORY, "serve": START, "serve without evidence": "fence_missing"}
-NOT_STOPPED = {**NOBODY, **NO_COPY, "release": [], "stop": [], "stop, left behind": []}
+STOPPED = {
+    **NOBODY,
+    **NO_COPY,
+    "release": [],
+    "power off": [],
+    **OWN_HISTORY,
+    "serve": START,
+    "serve without evidence": "fence_missing",
+}
+NOT_STOPPED = {**NOBODY, **NO_COPY, "release": [], "power off": [], "stop": [], "stop, left behind": []}
 STANDS_BY = {**WAITS, **NO_COPY, **_filled(STOP), "stop": STOP, "stop, left behind": STOP}
 CANNOT_BE_JUDGED = {
     **NOBODY,
@@ -167,6 +184,7 @@ CANNOT_BE_JUDGED = {
     "serve without evidence": "standing_failed",
     "stop": "is_serving",
     "stop, left behind": "is_serving",
+    "power off": "standing_failed",
 }
 IN_LOCK_STEP = {**WAITS, "release": "not_protected", "fail over": TAKE, "fail over without evidence": "fence_missing"}
 
@@ -185,12 +203,19 @@ EXPECTED: dict[str, dict[str, t.Any]] = {
         "serve": "record_missing",
         "serve without evidence": "fence_missing",
     },
-    "stopped-prelaunch": {**STOPPED, "serve": [*STOP, *START], "stop": STOP, "stop, left behind": STOP},
+    "stopped-prelaunch": {
+        **STOPPED,
+        "serve": [*STOP, *START],
+        "stop": STOP,
+        "stop, left behind": STOP,
+        "power off": STOP,
+    },
     "stopped-shutdown": {
         **STOPPED,
         "serve": [*STOP, *START],
         "stop": "is_serving",
         "stop, left behind": "is_serving",
+        "power off": OFF,
     },
     "alone": _served_by([]),
     "alone-after-failure": _served_by([]),
@@ -206,10 +231,31 @@ EXPECTED: dict[str, dict[str, t.Any]] = {
         "serve": CONTINUE,
         "fail over": CONTINUE,
         "follow": FOLLOW,
+        "power off": _off(["the standby waits and does not run the guest", *LET_GO, "cont"]),
     },
     "primary": {**_served_by(LEAVE, PROVE), "serve": [], "serve without evidence": [], "release": "peer_not_ready"},
     "secondary": {
         **IN_LOCK_STEP,
+        "standby of nobody": [],
+        "standby of 1": [],
+        "standby of 2": [],
+        "standby of 3": [*STOP, *_fill(3)],
+        "stop": "awaits_failover",
+        "stop, left behind": STOP,
+    },
+    "primary-off": {
+        **_served_by(LEAVE),
+        "serve": [],
+        "serve without evidence": [],
+        "release": "peer_not_ready",
+        "protect": "guest_powered_off",
+        "power off": [*LEAVE[:-2], *OFF],
+    },
+    "secondary-off": {
+        **IN_LOCK_STEP,
+        "protect": "guest_powered_off",
+        "fail over": "guest_powered_off",
+        "fail over without evidence": "guest_powered_off",
         "standby of nobody": [],
         "standby of 1": [],
         "standby of 2": [],

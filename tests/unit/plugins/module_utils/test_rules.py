@@ -102,7 +102,36 @@ def test_unknown_events_mean_nothing(name: str, data: _rules.Json, role: str) ->
 
 
 def test_no_rule_promotes() -> None:
-    assert {action.value for action in Action} == {"enter_protection", "mark_stale", "mark_void", "tell_peer"}
+    assert {action.value for action in Action} == {
+        "enter_protection",
+        "mark_stale",
+        "mark_void",
+        "mark_clean",
+        "mark_running",
+        "tell_peer",
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "role", "clean"),
+    [
+        ("guest-shutdown", "serving", True),
+        ("guest-shutdown", "standby", False),  # the next checkpoint may take it back
+        ("host-signal", "serving", False),
+        ("host-qmp-quit", "serving", False),
+    ],
+)
+def test_a_guest_that_powers_itself_off(reason: str, role: str, clean: bool) -> None:
+    seen = meaning("SHUTDOWN", {"guest": clean, "reason": reason}, role)
+    assert (Action.MARK_CLEAN in seen.actions) == clean
+    assert set(seen.flags) == {"shutdown"}
+
+
+@pytest.mark.parametrize(("role", "runs"), [("serving", True), ("standby", False)])
+def test_a_guest_that_is_reset_runs_again(role: str, runs: bool) -> None:
+    for migration in ("colo", "none"):
+        seen = meaning("RESET", {"guest": True}, role, migration)
+        assert (Action.MARK_RUNNING in seen.actions) == runs
 
 
 # --- the peer ---------------------------------------------------------------------------------------------------
@@ -132,6 +161,12 @@ FAILED = {"host": "alpha", "role": "serving", "generation": 2, "flags": {"replic
         ({**FAILED, "flags": {}, "void": True}, g.mark_void(STANDBY, "x"), None),
         ({"host": "beta", "role": "standby", "generation": 2, "void": True}, PRIMARY, Action.MARK_VOID),
         ({}, STANDBY, None),
+        ({**FAILED, "flags": {}, "clean": True}, STANDBY, Action.MARK_CLEAN),
+        ({**FAILED, "flags": {}, "clean": True}, g.mark_clean(STANDBY), None),
+        ({**FAILED, "flags": {}, "clean": False}, STANDBY, None),
+        ({**FAILED, "flags": {}, "clean": False}, g.mark_clean(STANDBY), Action.MARK_RUNNING),
+        ({**FAILED, "flags": {}, "clean": True, "generation": 1}, SYNCING, None),
+        ({"host": "beta", "role": "standby", "generation": 2, "clean": True}, PRIMARY, None),
     ],
 )
 def test_what_the_peer_says(payload: _rules.Json, record: g.Record | None, expected: Action | None) -> None:

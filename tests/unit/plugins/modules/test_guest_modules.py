@@ -24,7 +24,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _qmp,
     _store,
 )
-from ansible_collections.lockstep.colo.plugins.modules import colo_failover, colo_info, colo_migrate
+from ansible_collections.lockstep.colo.plugins.modules import colo_failover, colo_info, colo_migrate, colo_power
 from ansible_collections.lockstep.colo.tests.unit import _make
 from ansible_collections.lockstep.colo.tests.unit._monitor import Json, Refuse, Server
 
@@ -55,6 +55,18 @@ class Host:
         if "--value" in argv:
             return 0, f"{state}\n", ""
         return 0, f"ActiveState={state}\nMainPID=5\nActiveEnterTimestamp=now\nResult=success\n", ""
+
+    def stops(self, guest: _guest.Guest) -> None:
+        """From here on ``systemctl stop`` is expected, and done."""
+        show = self._systemctl
+
+        def systemctl(argv: list[str]) -> tuple[int, str, str]:
+            if argv == ["systemctl", "stop", guest.unit]:
+                self.units[guest.unit] = "inactive"
+                return 0, "", ""
+            return show(argv)
+
+        self.patch.setattr(AnsibleModule, "run_command", lambda _module, argv: systemctl(argv))
 
     def _packets(self, _tap: str) -> int:
         self.packets += 1
@@ -490,3 +502,44 @@ def test_a_void_copy_takes_over_only_where_that_is_said(host: Host) -> None:
         assert qemu.state["colo"] == "secondary"
         result = host.module(colo_failover, name=["web1"], fenced_by={"web1": "off"}, accept_void=True)
     assert result["guests"]["web1"]["standing"]["after"] == "alone"
+
+
+# --- colo_power -------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_is_powered_off(host: Host) -> None:
+    guest = host.deploy("web1", _generation.started_alone)
+    host.runs(guest)
+    qemu = Qemu()
+
+    def button(_arguments: Json) -> Json:
+        qemu.state["runstate"] = "shutdown"
+        return {}
+
+    qemu.answers["system_powerdown"] = button
+    with _serve(guest, qemu):
+        would = host.module(colo_power, check=True, name=["web1"])
+        assert would["guests"]["web1"]["actions"] == [
+            "system_powerdown",
+            "record: the guest is powered off",
+            f"stop {guest.unit}",
+        ]
+        assert qemu.state["runstate"] == "running"
+        host.stops(guest)
+        result = host.module(colo_power, name=["web1"])
+    assert result["guests"]["web1"]["standing"] == {"before": "alone", "after": "stopped"}
+    now = _store.read(guest)
+    assert now is not None
+    assert now.clean
+    again = host.module(colo_power, name=["web1"])
+    assert not again["changed"]
+
+
+def test_a_guest_that_ignores_its_button_goes_on(host: Host) -> None:
+    guest = host.deploy("web1", _generation.started_alone)
+    host.runs(guest)
+    before = _record(guest)
+    with _serve(guest, Qemu({"system_powerdown": {}})):
+        result = host.module(colo_power, name=["web1"], timeout_s=0.3)
+    assert result["error_code"] == "powerdown_ignored"
+    assert _record(guest) == before
