@@ -296,6 +296,7 @@ class Applier:
         # what was seen in earlier waits of this run is part of the way
         way = [step.arguments["since"]]
         seen = self.transitions.index(way[0]) + 1 if way[0] in self.transitions else 0
+        asked = None
         while True:
             way += self.transitions[seen:]
             seen = len(self.transitions)
@@ -315,8 +316,11 @@ class Applier:
             if self._next_event(0.5) is None:
                 answer = self.monitor.execute("query-migrate")
                 status = answer.get("status", "none")
-                if status in goal and seen == len(self.transitions):
+                # An event comes right after the state that it tells: an answer in between must not end this wait, or the
+                # event would be taken for a part of the next one's way. What is answered twice no event will tell.
+                if status in goal and status == asked:
                     return
+                asked = status
                 if answer.get("error-desc") and status in ("pre-switchover", "failed"):
                     raise self._migration_error(way)
 
