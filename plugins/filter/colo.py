@@ -58,19 +58,24 @@ def _verdicts(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> J
     for name, guest in guests.items():
         sides = _sides(name, guest, answers)
         hosts = {side.host: side.standing or "unreachable" for side in sides}
-        verdicts[name] = {**dataclasses.asdict(_pair.pair(sides)), "hosts": hosts}
+        judged = _pair.pair(sides)
+        serving = (answers.get(judged.serving or "") or {}).get("guests", {}).get(name, {})
+        verdicts[name] = {**dataclasses.asdict(judged), "hosts": hosts, "changes": list(serving.get("changes", []))}
     return verdicts
 
 
-def _wished(pairs: t.Mapping[str, Json], guests: t.Mapping[str, Json], state: str = "") -> Json:
+def _wished(
+    pairs: t.Mapping[str, Json], guests: t.Mapping[str, Json], state: str = "", allow_restart: bool = False
+) -> Json:
     """Verdicts, with what is to be done for what the operator wants: of this run, or in colo_guests."""
     judged: Json = {}
     for name, pair in pairs.items():
-        hosts = pair["hosts"]
-        known = _pair.Pair(**{key: value for key, value in pair.items() if key != "hosts"})
+        others = {key: pair[key] for key in ("hosts", "changes")}
+        known = _pair.Pair(**{key: value for key, value in pair.items() if key not in others})
         lasting = _guest.state(f"colo_guests.{name}.state", guests[name].get("state", ""))
         wish = _guest.state("colo_state", state, once=True) or lasting
-        judged[name] = {**dataclasses.asdict(_pair.wished(known, wish)), "hosts": hosts}
+        wished = _pair.changed(_pair.wished(known, wish), pair["changes"], allow_restart)
+        judged[name] = {**dataclasses.asdict(wished), **others}
     return judged
 
 
@@ -85,7 +90,7 @@ def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
     return {
         name: {
             **pair,
-            "refusal": ""
+            "refusal": pair["refusal"]
             if pair["verdict"] == "protected"
             else f"it is {pair['verdict']} ({pair['reason']}), and only a protected guest can be moved: run site.yml",
         }

@@ -44,6 +44,8 @@ _UNIT_BYTES = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * M
 
 ImageKind = t.Literal["parent", "active", "hidden"]
 
+STARTED = "started.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
@@ -182,6 +184,11 @@ class Guest:
     def permit_file(self) -> str:
         """The start permit; without it the unit refuses to start QEMU."""
         return f"{self.paths.run}/permit.json"
+
+    @property
+    def started_file(self) -> str:
+        """What the running QEMU was started with (:func:`shape`)."""
+        return f"{self.paths.run}/{STARTED}"
 
     @property
     def lock_file(self) -> str:
@@ -586,6 +593,42 @@ def _clashes(pairs: t.Sequence[t.Mapping[str, t.Any]]) -> None:
                             f"another network card on host {host} has it; give each its own",
                             "duplicate",
                         )
+
+
+def shape(definition: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What a QEMU has from its start to its end: keys of ``colo_guests`` whose change needs a restart of the guest.
+
+    ``definition`` is one, or a :class:`Guest` as a dictionary.
+    """
+    keys = ("memory_mib", "vcpus", "machine", "cpu", "accelerator", "boot")
+    return {
+        **{key: definition[key] for key in keys},
+        "disks": [{key: disk[key] for key in ("name", "size_bytes")} for disk in definition["disks"]],
+        "nics": [{key: nic[key] for key in ("name", "mac", "model", "tap")} for nic in definition["nics"]],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A key of a running guest whose value differs from what is wished."""
+
+    variable: str
+    running: t.Any
+    wished: t.Any
+
+    def __str__(self) -> str:
+        return f"{self.variable}: {json.dumps(self.running)} -> {json.dumps(self.wished)}"
+
+
+def changes(started: t.Mapping[str, t.Any] | None, definition: t.Mapping[str, t.Any]) -> list[Change]:
+    """Where a QEMU that was ``started`` so differs from ``definition``; nothing when that is not known."""
+    if not started:
+        return []
+    return [
+        Change(f"colo_guests.{definition['name']}.{key}", started[key], wished)
+        for key, wished in shape(definition).items()
+        if key in started and started[key] != wished
+    ]
 
 
 # --- definitions -> Guest ---------------------------------------------------------------------------------------

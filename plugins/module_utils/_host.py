@@ -16,7 +16,7 @@ import pwd
 import stat
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _features, _image, _preflight
+from ansible_collections.lockstep.colo.plugins.module_utils import _features, _guest, _image, _preflight
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import PORTS_PER_GUEST
 
@@ -136,6 +136,7 @@ def look(tools: Tools, definitions: t.Sequence[Definition]) -> _preflight.HostSt
                     _resident_bytes(tools.proc, pid) for pid, name in processes.items() if name == definition["name"]
                 ),
                 serving=_serving(definition),
+                started=started(definition) if definition["name"] in processes.values() else None,
             )
             for definition in definitions
         },
@@ -352,6 +353,16 @@ def _readable_by(path: str, user: str) -> bool:
             return False
         wanted = stat.S_IXOTH
     return True
+
+
+def started(definition: Definition) -> dict[str, t.Any] | None:
+    """What the running QEMU was started with, as its start gate wrote it; ``None`` when there is no word on it."""
+    text = _read(f"{definition['paths']['run']}/{_guest.STARTED}")
+    try:
+        found = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _serving(definition: Definition) -> bool | None:

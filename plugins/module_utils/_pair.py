@@ -66,6 +66,22 @@ def wished(judged: Pair, wish: Wish) -> Pair:
     return dataclasses.replace(judged, stop=stop, start=run and (judged.start or stop), run=run)
 
 
+def changed(judged: Pair, changes: t.Sequence[str], allow_restart: bool) -> Pair:
+    """Hold against what is wished that the running guest lacks some of its definition, which a restart would give it.
+
+    Its standby would be built by the definition and could not take the guest: that is refused before anything is begun.
+    """
+    if not changes or judged.refusal or judged.stop or judged.start or not judged.run:
+        return judged
+    if allow_restart:
+        return wished(judged, "restarted")
+    return dataclasses.replace(
+        judged,
+        refusal=f"its definition has changed since it was started ({'; '.join(changes)}): restart it with -e colo_allow_restart=true, "
+        "or put the values back",
+    )
+
+
 def pair(sides: tuple[Side, Side]) -> Pair:
     """Judge a pair from the answers of its two hosts, given in the order of the guest's ``hosts``."""
     one, two = sides

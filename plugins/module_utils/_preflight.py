@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import json
 import re
 import typing as t
 
+from ansible_collections.lockstep.colo.plugins.module_utils import _guest
 from ansible_collections.lockstep.colo.plugins.module_utils._features import Problem
-from ansible_collections.lockstep.colo.plugins.module_utils._guest import MIB, PORTS_PER_GUEST
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import MIB, PORTS_PER_GUEST, Change
 
 #: Memory of a QEMU beside its guest's RAM: code, device state, buffers of the migration and the proxies.
 OVERHEAD_BYTES = 128 * MIB
@@ -52,10 +54,13 @@ class Listener:
 
 @dataclasses.dataclass(frozen=True)
 class GuestState:
-    """What one host has of one guest: resident bytes of its running QEMU, and whether this host's copy serves."""
+    """What one host has of one guest: resident bytes of its running QEMU, whether this host's copy serves, and what the
+    running QEMU was started with.
+    """
 
     resident_bytes: int = 0
     serving: bool | None = None
+    started: t.Mapping[str, t.Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +103,29 @@ def problems(
         found += _disk_problems(state, definition)
         found += _boot_problems(state, definition)
     return [*found, *_memory_problems(state, definitions), *_space_problems(state, definitions)]
+
+
+def changes(state: HostState, definitions: t.Sequence[t.Mapping[str, t.Any]]) -> list[Change]:
+    """What of ``definitions`` the running guests do not have, and would get by a restart only."""
+    return [
+        change
+        for definition in definitions
+        for change in _guest.changes(state.guests.get(definition["name"], GuestState()).started, definition)
+    ]
+
+
+def change_problems(found: t.Sequence[Change]) -> list[Problem]:
+    """The refusals for changes that nobody has allowed."""
+    return [
+        Problem(
+            "definition_changed",
+            change.variable,
+            change.wished,
+            f"the running guest has {json.dumps(change.running)}, and gets another value by a restart only, which clients notice: "
+            "allow that with -e colo_allow_restart=true, or put the value back",
+        )
+        for change in found
+    ]
 
 
 def parent_path(definition: t.Mapping[str, t.Any], disk: t.Mapping[str, t.Any]) -> str:

@@ -11,7 +11,14 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _guests, _observe, _states, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils import (
+    _guest,
+    _guests,
+    _host,
+    _observe,
+    _states,
+    _topology,
+)
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Monitor
@@ -28,6 +35,9 @@ def look(name: str, module: AnsibleModule) -> _guests.Result:
         return {"changed": False, "standing": "absent", "record": None, "proven": False, "void_reason": None}
     seen = _observe.observe(guest, module.run_command)
     result = {"changed": False, **report(guest, seen), "unit": _observe.unit_details(module.run_command, guest.unit)}
+    if seen.process:
+        definition = dataclasses.asdict(guest)
+        result["changes"] = [str(change) for change in _guest.changes(_host.started(definition), definition)]
     if module.params["sample_s"] > 0 and seen.qemu is not None:
         result["sample"] = sample(guest, module.params["sample_s"])
     return result

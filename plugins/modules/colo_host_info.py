@@ -42,6 +42,11 @@ options:
       - Accept a QEMU release that has everything COLO needs but on which COLO was never tried.
     type: bool
     default: false
+  allow_restart:
+    description:
+      - Whether a definition may differ from what its running guest was started with, because the guest will be restarted.
+    type: bool
+    default: false
   definitions:
     description:
       - Definitions of the guests of this host, as the filter P(lockstep.colo.definitions#filter) makes them.
@@ -171,13 +176,19 @@ problems:
       returned: success
       type: str
       sample: "bridge_missing: colo_guests.web1.nics[0].bridge: this host has no bridge br7: make it"
+changes:
+  description: What of O(definitions) the running guests do not have, and get by a restart only; one line each.
+  returned: success
+  type: list
+  elements: str
+  sample: ["colo_guests.web1.memory_mib: 2048 -> 4096"]
 """
 
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _features, _host, _preflight
+from ansible_collections.lockstep.colo.plugins.module_utils import _features, _guest, _host, _preflight
 from ansible_collections.lockstep.colo.plugins.module_utils._module import run_module
 
 
@@ -189,15 +200,24 @@ def examine(module: AnsibleModule) -> dict[str, t.Any]:
     found = _host.probe(tools, params["qemu_binary"])
     host: dict[str, t.Any] = {"qemu": None if found is None else found.as_dict()}
     problems: list[_features.Problem] = []
+    changes: list[_guest.Change] = []
     if params["qemu"] == "require" or (params["qemu"] == "if_present" and found is not None):
         for definition in definitions:
             problems += _features.refusals(found, definition, params["accept_untested"])
     if definitions:
         state = _host.look(tools, definitions)
         problems += _preflight.problems(state, definitions, params["bridges"])
+        changes = _preflight.changes(state, definitions)
+        if not params["allow_restart"]:
+            problems += _preflight.change_problems(changes)
         host["memory_available_mib"] = _preflight.mib(state.memory_available_bytes)
         host["memory_needed_mib"] = _preflight.mib(_preflight.needed_memory_of_all(state, definitions))
-    return {"changed": False, "host": host, "problems": [problem.as_dict() for problem in _preflight.once(problems)]}
+    return {
+        "changed": False,
+        "host": host,
+        "problems": [problem.as_dict() for problem in _preflight.once(problems)],
+        "changes": [str(change) for change in changes],
+    }
 
 
 def main() -> None:
@@ -207,6 +227,7 @@ def main() -> None:
             "qemu_binary": {"type": "path", "default": "/usr/bin/qemu-system-x86_64"},
             "qemu": {"type": "str", "choices": ["require", "if_present", "ignore"], "default": "require"},
             "accept_untested": {"type": "bool", "default": False},
+            "allow_restart": {"type": "bool", "default": False},
             "definitions": {"type": "list", "elements": "dict", "default": []},
             "bridges": {"type": "dict", "default": {}},
         },

@@ -133,6 +133,14 @@ REFUSALS: dict[str, tuple[Change, list[str]]] = {
         lambda guest: guest["disks"].append({"name": "new", "size": "64M", "source": "/srv/lab"}),
         ["image_", "disks[1].source", "/srv/lab"],
     ),
+    "memory of a running guest": (
+        lambda guest: guest.update(memory_mib=300),
+        ["definition_changed", "web1.memory_mib", "256", "300", "colo_allow_restart"],
+    ),
+    "another card for a running guest": (
+        lambda guest: guest["nics"].append({"name": "two", "bridge": "br0", "mac": "52:54:00:c0:10:99"}),
+        ["definition_changed", "web1.nics", "colo_allow_restart"],
+    ),
     "port that is taken": (lambda guest: guest.update(port_base=9600), ["port_taken", "port_base", "9605"]),
 }
 LISTEN = "import socket; s = socket.create_server(('0.0.0.0', 9605)); print('up', flush=True); s.accept()"

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -43,7 +44,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _topology,
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
-from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest, load
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest, load, shape
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_base import Json, age_ms, log, now_iso
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_heartbeat import Heartbeat
@@ -302,6 +303,7 @@ def launch(guest: Guest) -> t.NoReturn:
     if record is None:
         raise ColoError("start_refused", f"{guest.name} is not started on {guest.host}: it has no generation record.")
     _generation.check_start(record, role, generation)
+    pathlib.Path(guest.started_file).write_text(json.dumps(shape(dataclasses.asdict(guest))), encoding="utf-8")
     argv = _topology.qemu_argv(guest, t.cast("_topology.Role", role))
     os.execv(argv[0], argv)  # noqa: S606 - to become QEMU is the purpose
 

@@ -236,6 +236,17 @@ def test_the_wish_of_the_run_goes_before_the_lasting_one() -> None:
     assert FILTERS["guests_of"](FILTERS["wished"](pairs, off), "alpha", "serving", "stop") == ["web1"]
 
 
+def test_what_a_running_guest_lacks_needs_a_word() -> None:
+    line = "colo_guests.web1.memory_mib: 128 -> 256"
+    seen = _info("primary", _make.PRIMARY, proven=True, changes=[line])
+    pairs = FILTERS["verdicts"](GUESTS, {**PROTECTED, "alpha": {"seen": seen}}, "seen")
+    assert pairs["web1"]["changes"] == [line]
+    assert line in FILTERS["wished"](pairs, GUESTS)["web1"]["refusal"]
+    assert FILTERS["wished"](pairs, GUESTS, "", True)["web1"]["stop"]
+    refused = FILTERS["moves"](FILTERS["wished"](pairs, GUESTS))
+    assert line in refused["web1"]["refusal"]
+
+
 @pytest.mark.parametrize(("state", "lasting"), [("off", ""), ("", "restarted"), ("", "off")])
 def test_a_wish_that_is_none_is_refused(state: str, lasting: str) -> None:
     pairs = FILTERS["verdicts"](GUESTS, PROTECTED, "seen")

@@ -436,3 +436,33 @@ def test_a_definition_without_one_of_its_keys(key: str) -> None:
     with pytest.raises(ColoError) as caught:
         _guest.from_definition(raw)
     assert caught.value.error_code == "definition_unreadable"
+
+
+# --- a running guest and a new definition -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "variables"),
+    [
+        ({}, []),
+        ({"memory_mib": 300}, ["colo_guests.web1.memory_mib"]),
+        ({"vcpus": 2, "cpu": "max"}, ["colo_guests.web1.vcpus", "colo_guests.web1.cpu"]),
+        ({"disks": 2}, ["colo_guests.web1.disks"]),
+        ({"nics": 2}, ["colo_guests.web1.nics"]),
+        ({"tuning": {"checkpoint_delay_ms": 500}, "port_base": 9100}, []),
+    ],
+)
+def test_what_needs_a_restart(changed: dict[str, t.Any], variables: list[str]) -> None:
+    started = json.loads(json.dumps(_guest.shape(dataclasses.asdict(_make.guest()))))
+    found = _guest.changes(started, _make.definition(**changed))
+    assert [change.variable for change in found] == variables
+
+
+def test_where_a_source_comes_from_and_what_is_not_known_need_no_restart() -> None:
+    started = _guest.shape(_make.definition())
+    moved = copy.deepcopy(_make.definition())
+    moved["disks"][0]["source"] = "/srv/other.qcow2"
+    moved["nics"][0]["bridge"] = "br7"
+    assert _guest.changes(started, moved) == []
+    assert _guest.changes(None, moved) == []
+    assert _guest.changes({"memory_mib": 1, "more": 2}, moved) == [_guest.Change("colo_guests.web1.memory_mib", 1, 256)]

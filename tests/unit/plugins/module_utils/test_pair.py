@@ -359,3 +359,13 @@ def test_no_wish_gets_past_a_refusal() -> None:
             after = _pair.wished(found, wish)
             assert after == found or not found.refusal
             assert not after.start or found.start or after.stop
+
+
+def test_a_changed_definition_is_refused_or_restarted() -> None:
+    found = _pair.pair(IN_STEP)
+    assert _pair.changed(found, [], False) == found
+    assert "memory" in _pair.changed(found, ["memory_mib: 1 -> 2"], False).refusal
+    again = _pair.changed(found, ["memory_mib: 1 -> 2"], True)
+    assert (again.refusal, again.stop, again.start, again.run) == ("", True, True, True)
+    off = _pair.wished(found, "stopped")
+    assert _pair.changed(off, ["memory_mib: 1 -> 2"], False) == off

@@ -19,6 +19,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._preflight import (
     Link,
     Listener,
 )
+from ansible_collections.lockstep.colo.tests.unit import _make
 
 PARENT = "/var/lib/lockstep-colo/web1/root.qcow2"
 
@@ -229,6 +230,18 @@ def test_boot_files() -> None:
 )
 def test_memory_of_one_guest(changed: dict[str, t.Any], state: GuestState, expected: int) -> None:
     assert _preflight.needed_memory(definition(**changed), state) == expected * MIB
+
+
+def test_changes_of_a_running_guest_are_refused_by_name() -> None:
+    started = {"memory_mib": 128}
+    host = dataclasses.replace(HOST, guests={"web1": GuestState(started=started)})
+    changes = _preflight.changes(host, [_make.definition()])
+    assert [str(change) for change in changes] == ["colo_guests.web1.memory_mib: 128 -> 256"]
+    problems = _preflight.change_problems(changes)
+    assert [(problem.error_code, problem.variable, problem.value) for problem in problems] == [
+        ("definition_changed", "colo_guests.web1.memory_mib", 256)
+    ]
+    assert "colo_allow_restart" in problems[0].message
 
 
 def test_memory_of_all_guests() -> None:
