@@ -399,7 +399,8 @@ def test_what_was_before_the_run_is_not_taken_for_what_is_waited_for(stage: Stag
     asked: Script = [Tell(), _status("cancelled")] * 2
     told: Script = [*asked, Tell(), _status("active"), migration("pre-switchover")]
     if since == "pre-switchover":
-        told = [*asked, Tell(), _status("active"), *[Tell(), _status("pre-switchover")] * 2]
+        last: Script = [Tell(), _status("pre-switchover")] * 2
+        told = [*asked, Tell(), _status("active"), *last]
     stage.run(back, _to_switchover(since), script=told)
 
 
