@@ -11,7 +11,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _guest, _pair, _states
+from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _guest, _pair, _states, _teardown
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 
 Json = dict[str, t.Any]
@@ -214,6 +214,32 @@ def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, regist
     return lines
 
 
+def _not_off(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, hosts: t.Sequence[str]) -> list[str]:
+    """Why the guests cannot be taken away from those of ``hosts`` that are theirs, one sentence per guest."""
+    answers = _answers(guests, hostvars, register)
+    reasons = {
+        name: _teardown.not_off(name, [side for side in _sides(name, guest, answers) if side.host in hosts])
+        for name, guest in guests.items()
+    }
+    return [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+
+
+def _to_delete(guests: t.Mapping[str, Json], names: t.Any, hosts: t.Sequence[str]) -> list[str]:
+    """Those of the guests with a part in ``hosts`` whose disks are to be deleted."""
+    return _teardown.named(names, [name for name, guest in guests.items() if set(guest["hosts"]) & set(hosts)])
+
+
+def _copy_paths(definition: Json) -> list[str]:
+    return _teardown.copy_paths(_guest.from_definition(definition))
+
+
+def _devices(
+    links: t.Sequence[Json], files: t.Sequence[str], definitions: t.Sequence[Json], bridges: t.Mapping[str, Json]
+) -> Json:
+    taps = [nic["tap"] for definition in definitions for nic in definition["nics"]]
+    return dict(_teardown.devices(links, files, taps, bridges))
+
+
 def _wrapped(function: c.Callable[..., t.Any]) -> c.Callable[..., t.Any]:
     """A filter: an error of ours becomes one of Ansible's, with its code in front."""
 
@@ -246,4 +272,8 @@ class FilterModule:
             "succeeded": _wrapped(_succeeded),
             "troubles": _wrapped(_troubles),
             "status_table": _wrapped(_table),
+            "not_off": _wrapped(_not_off),
+            "to_delete": _wrapped(_to_delete),
+            "copy_paths": _wrapped(_copy_paths),
+            "devices": _wrapped(_devices),
         }

@@ -208,7 +208,7 @@ class Guest:
     @property
     def unit(self) -> str:
         """systemd unit of the QEMU process."""
-        return f"colo-guest@{self.name}.service"
+        return unit_name(self.name)
 
     @property
     def keeper_unit(self) -> str:
@@ -327,6 +327,11 @@ def _known_keys(
         if key not in value:
             raise InputError(f"{variable}.{key}", None, "this key is required")
     return dict(value)
+
+
+def unit_name(guest: str) -> str:
+    """Name of the systemd unit of a guest's QEMU."""
+    return f"colo-guest@{guest}.service"
 
 
 def tap_name(guest: str, nic: str) -> str:

@@ -31,6 +31,8 @@ colo_hosts:
     beta: {colo_link_address: 192.0.2.2}
 """
 
+# What is refused while a guest runs, and has a check mode only when none does (molecule/teardown).
+NOT_ON_A_RUNNING_GUEST = ["teardown"]
 # Playbooks that insist on being told something: what a check-mode run on a healthy lab tells them.
 ARGUMENTS: dict[str, list[str]] = {
     "failover": ["-e", "colo_confirm_fenced=beta"],
@@ -69,11 +71,16 @@ def bare(lab: Lab) -> Lab:
 def protected(bare: Lab) -> Lab:
     """Two hosts with a protected guest that alpha serves."""
     assert "failed=0" in _play(bare, "site", "--check", "--diff")  # on empty hosts, too
+    assert re.search("changed=0(?s:.*)changed=0", _play(bare, "teardown"))
     _play(bare, "site")
     return bare
 
 
-@each_playbook
+@pytest.mark.parametrize(
+    "playbook",
+    [playbook for playbook in PLAYBOOKS if playbook.stem not in NOT_ON_A_RUNNING_GUEST],
+    ids=lambda playbook: playbook.stem,
+)
 def test_check_mode(playbook: pathlib.Path, protected: Lab) -> None:
     """Every playbook, and none of them moves anything."""
     before = _play(protected, "status")
@@ -186,14 +193,20 @@ def _look(lab: Lab) -> dict[str, t.Any]:
     }
 
 
-def _refused(lab: Lab, inventory: pathlib.Path, variables: dict[str, t.Any], named: list[str]) -> None:
-    """site.yml fails with all of these words, and both hosts are as they were."""
+def _refused(
+    lab: Lab,
+    inventory: pathlib.Path,
+    variables: dict[str, t.Any],
+    named: list[str],
+    words: t.Sequence[str] = ("playbooks/site.yml",),
+) -> None:
+    """The playbook fails with all that is named, and both hosts are as they were."""
     before = _look(lab)
     assert all(len(host["qemus"]) == 1 for host in before.values())
     inventory.write_text(json.dumps(variables))
     sources = ("-i", str(lab.inventory), "-i", str(inventory))
     done = subprocess.run(
-        ["ansible-playbook", *sources, str(TOP / "playbooks/site.yml")],
+        ["ansible-playbook", *sources, *words],
         cwd=TOP,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -225,6 +238,40 @@ def test_odd_names_and_hosts_are_refused(case: str, protected: Lab, tmp_path: pa
     name, of_alpha, named = OTHERS[case]
     variables = {"colo_hosts": {"vars": {"colo_guests": {name: _guest(protected)}}, "hosts": {"alpha": of_alpha}}}
     _refused(protected, tmp_path / "more.json", variables, named)
+
+
+# Arguments of teardown.yml, variables of beta, what is named.
+TEARDOWNS: dict[str, tuple[list[str], dict[str, t.Any], list[str]]] = {
+    "guest that runs": (
+        [],
+        {},
+        [
+            "Nothing was touched. web1: it is not off (primary on alpha, secondary on beta)",
+            "power.yml -e colo_guest=web1",
+        ],
+    ),
+    "standby alone": (["--limit", "beta"], {}, ["it is not off (secondary on beta)"]),
+    "host that cannot be reached": (
+        [],
+        {"ansible_host": "nowhere"},
+        ["primary on alpha", "beta cannot be reached, which counts as running", "--limit"],
+    ),
+    "disks of all": (
+        ["-e", "colo_delete_disks=all"],
+        {},
+        ["bad_input", "colo_delete_disks", "'all'", "exact name: web1"],
+    ),
+    "disks of a guest that is none": (["-e", "colo_delete_disks=web1,web2"], {}, ["bad_input", "'web2'"]),
+    "guest that is none": (["-e", "colo_guest=web2"], {}, ["bad_input", "colo_guest", "web2"]),
+}
+
+
+@pytest.mark.parametrize("case", TEARDOWNS)
+def test_what_runs_is_not_taken_away(case: str, protected: Lab, tmp_path: pathlib.Path) -> None:
+    """By name and remedy, and both hosts are as they were."""
+    arguments, of_beta, named = TEARDOWNS[case]
+    variables = {"colo_hosts": {"hosts": {"beta": of_beta}}}
+    _refused(protected, tmp_path / "more.json", variables, named, ["playbooks/teardown.yml", *arguments])
 
 
 def _guest(lab: Lab) -> dict[str, t.Any]:

@@ -330,3 +330,40 @@ def test_every_filter_has_its_page() -> None:
     """ansible-doc finds a filter's documentation beside it, by its name."""
     beside = pathlib.Path(colo.__file__).parent
     assert {path.stem for path in beside.glob("*.yml")} == FILTERS.keys()
+
+
+def test_only_the_hosts_of_the_run_are_asked_whether_a_guest_is_off() -> None:
+    hostvars: Json = {"alpha": {"seen": _info("primary", _make.PRIMARY)}, "beta": {"seen": _info("stopped")}}
+    not_off = FILTERS["not_off"]
+    told = [
+        "web1: it is not off (primary on alpha): switch it off with power.yml -e colo_guest=web1 -e colo_state=stopped"
+    ]
+    assert not_off(GUESTS, hostvars, "seen", ["alpha", "beta"]) == told
+    assert not_off(GUESTS, hostvars, "seen", ["beta", "gamma"]) == []
+
+
+@pytest.mark.parametrize("case", NO_ANSWER)
+def test_a_guest_of_which_nothing_is_known_counts_as_running(case: str) -> None:
+    hostvars: Json = {"beta": {"seen": _info("stopped")}}
+    if NO_ANSWER[case] is not None:
+        hostvars["alpha"] = NO_ANSWER[case]
+    (told,) = FILTERS["not_off"](GUESTS, hostvars, "seen", ["alpha", "beta"])
+    assert "alpha" in told
+    assert "counts as running" in told
+
+
+def test_disks_of_guests_of_the_run_are_deleted() -> None:
+    guests: Json = {**GUESTS, "db": {"hosts": ["gamma", "delta"]}}
+    to_delete = FILTERS["to_delete"]
+    assert to_delete(guests, "web1", ["beta"]) == ["web1"]
+    with pytest.raises(AnsibleFilterError, match="bad_input: colo_delete_disks: 'db' cannot be used"):
+        to_delete(guests, "web1,db", ["alpha", "beta"])
+
+
+def test_what_a_guest_has_on_a_host() -> None:
+    definition = _make.definition()
+    assert FILTERS["copy_paths"](definition)[0] == "/var/lib/lockstep-colo/web1/record.json"
+    links = [{"ifname": definition["nics"][0]["tap"], "linkinfo": {"info_kind": "tun"}}]
+    place = f"/etc/systemd/network/05-colo-{definition['nics'][0]['tap']}.netdev"
+    found = FILTERS["devices"](links, [place], [definition], {})
+    assert found == {"go": ["web1-nic0"], "stay": [], "names": ["web1-nic0"], "files": [place]}

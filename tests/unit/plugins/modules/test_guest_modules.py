@@ -187,6 +187,13 @@ def test_a_guest_that_is_not_deployed_is_absent(host: Host) -> None:
     assert found == {"web1": {"standing": "absent", "record": None, "proven": False, "void_reason": None}}
 
 
+def test_a_guest_that_runs_without_a_definition_is_not_absent(host: Host) -> None:
+    host.units["colo-guest@web1.service"] = "active"
+    found = host.module(colo_info, name=["web1"])["guests"]["web1"]
+    assert found["error"]["error_code"] == "guest_unknown"
+    assert "standing" not in found
+
+
 def test_all_deployed_guests_are_looked_at(host: Host) -> None:
     host.deploy("web1")
     host.deploy("db", _generation.started_alone)

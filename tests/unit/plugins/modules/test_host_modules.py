@@ -1,7 +1,7 @@
 # Copyright (c) 2026, lockstep.colo maintainers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The modules colo_image, colo_files and colo_host_info from their options to their results."""
+"""The modules colo_image, colo_files, colo_absent and colo_host_info from their options to their results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.lockstep.colo.plugins.modules import colo_files, colo_host_info, colo_image
+from ansible_collections.lockstep.colo.plugins.modules import colo_absent, colo_files, colo_host_info, colo_image
 from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_features import answers
 from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_image import SIZE, qcow2
 
@@ -132,6 +132,23 @@ def definition(directory: pathlib.Path, binary: str) -> dict[str, t.Any]:
         "boot": None,
         "paths": {"config": f"{directory}/etc", "state": f"{directory}/state", "run": f"{directory}/run"},
     }
+
+
+def test_files_are_removed_once(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "file").write_text("x")
+    (tmp_path / "kept").write_text("x")
+    options = {"path": [f"{tmp_path}/one/*", f"{tmp_path}/one/", f"{tmp_path}/"]}
+    removed = [f"{tmp_path}/one/file", f"{tmp_path}/one/"]
+
+    would = run(colo_absent, capsys, **options, _ansible_check_mode=True)
+    assert (would["changed"], would["removed"], would["left"]) == (True, removed, {str(tmp_path): ["kept"]})
+    assert would["diff"] == {"before": "".join(f"{path}\n" for path in removed), "after": ""}
+    assert (tmp_path / "one" / "file").exists()
+    assert run(colo_absent, capsys, **options) == would
+    again = run(colo_absent, capsys, **options)
+    assert (again["changed"], again["removed"], again["left"]) == (False, [], {str(tmp_path): ["kept"]})
+    assert run(colo_absent, capsys, path=["/etc/"])["error_code"] == "bad_input"
 
 
 def test_host_info_of_qemu_alone(script: Script, binary: str, capsys: pytest.CaptureFixture[str]) -> None:
