@@ -16,6 +16,9 @@ from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoE
 
 Json = dict[str, t.Any]
 
+# Where systemd is sure that a unit has no process; a guest that is not deployed has no unit.
+_NOT_RUNNING = ("inactive", "failed", None)
+
 
 def _definitions(guests: t.Any, host: str, links: t.Mapping[str, t.Any], defaults: t.Mapping[str, t.Any]) -> list[Json]:
     return _guest.definitions(guests, host, links, _guest.HostDefaults(**defaults))
@@ -97,6 +100,25 @@ def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
         for name, pair in pairs.items()
         if not source or pair["serving"] == source
     }
+
+
+def _drains(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, host: str) -> Json:
+    """What frees ``host`` of each guest that belongs to it."""
+    answers = _answers(guests, hostvars, register)
+    return {
+        name: dataclasses.asdict(_pair.drain(_sides(name, guest, answers), host))
+        for name, guest in guests.items()
+        if host in guest["hosts"]
+    }
+
+
+def _still_runs(answer: Json) -> list[str]:
+    """What of ours still runs on a host, by the answer of colo_info about all guests that are deployed there."""
+    return [
+        f"{name} is {seen['standing']} (its unit is {seen['unit']['state']})"
+        for name, seen in answer["guests"].items()
+        if seen["standing"] not in ("absent", "stopped") or seen.get("unit", {}).get("state") not in _NOT_RUNNING
+    ]
 
 
 def _refusals(judged: t.Mapping[str, Json]) -> list[str]:
@@ -262,6 +284,8 @@ class FilterModule:
             "chosen": _wrapped(_chosen),
             "answers": _wrapped(_answers),
             "moves": _wrapped(_moves),
+            "drains": _wrapped(_drains),
+            "still_runs": _wrapped(_still_runs),
             "refusals": _wrapped(_refusals),
             "not_protected": _wrapped(_not_protected),
             "failover_report": _wrapped(_failover_report),

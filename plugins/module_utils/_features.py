@@ -258,10 +258,10 @@ def _device_refusals(found: Features, definition: t.Mapping[str, t.Any], guest: 
                 "machine_unknown",
                 f"{guest}.machine",
                 machine,
-                f"QEMU {found.version_text} has no machine {machine}: choose pc or q35",
+                f"QEMU {found.version_text} has no machine {machine}: choose pc or q35, or one that both hosts' QEMUs have",
             )
         )
-    elif machine == "q35" and old:
+    elif "q35" in machine and old:
         problems.append(
             Problem(
                 "machine_broken",

@@ -29,7 +29,6 @@ MIB = 1024 * 1024
 
 # The proxy modules of COLO look into Ethernet frames; a virtio NIC puts a vnet header before each.
 NIC_MODELS = ("virtio-net-pci", "e1000", "e1000e", "rtl8139")
-MACHINES = ("pc", "q35")
 ACCELERATORS = ("kvm", "tcg")
 
 _GUEST_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
@@ -38,6 +37,10 @@ _IFNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
 _SIZE = re.compile(r"([1-9][0-9]{0,18})([KMGT]?)\Z")
 _URL = re.compile(r"https?://[^\s\x00-\x1f\x7f\"'\\]+\Z")
+# An alias, or what it stands for in one release of QEMU: a guest keeps it when the hosts get another release. None from
+# before 11: with one of those a QEMU 11 and a QEMU 10 could be paired, whose COLO do not understand each other (the
+# standby of QEMU 10 would run the guest as its own).
+_MACHINE = re.compile(r"(pc|q35|pc-(i440fx|q35)-(1[1-9]|[2-9][0-9])\.[0-9]{1,2})\Z")
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,199}\Z")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _UNIT_BYTES = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
@@ -521,7 +524,12 @@ def _pair(
         "link": _link(variable, hosts, links),
         "memory_mib": _integer(f"{variable}.memory_mib", entry["memory_mib"], 16, 16 * MIB),
         "vcpus": _integer(f"{variable}.vcpus", entry.get("vcpus", 1), 1, 255),
-        "machine": _choice(f"{variable}.machine", entry.get("machine", "pc"), MACHINES),
+        "machine": _matching(
+            f"{variable}.machine",
+            entry.get("machine", "pc"),
+            _MACHINE,
+            "choose pc or q35, or name a release's, such as pc-i440fx-11.1 or pc-q35-11.1",
+        ),
         "cpu": _matching(
             f"{variable}.cpu",
             entry.get("cpu", "host" if accelerator == "kvm" else "qemu64"),

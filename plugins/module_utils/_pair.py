@@ -340,3 +340,37 @@ def excuse_healthy(judged: t.Mapping[str, Failover]) -> dict[str, Failover]:
         name: dataclasses.replace(one, refusal="", told=one.refusal) if one.healthy else one
         for name, one in judged.items()
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Drain:
+    """What frees a host of one guest.
+
+    ``goes_on`` is the host that serves it afterwards (None where the guest runs nowhere), ``stop`` the host that is freed;
+    ``refusal`` is empty when that may be done.
+    """
+
+    goes_on: str | None = None
+    stop: str | None = None
+    refusal: str = ""
+
+
+def drain(sides: tuple[Side, Side], host: str) -> Drain:
+    """Judge whether ``host``, one of the two, may be freed of the guest: it costs the standby, and nothing else.
+
+    A run that was killed has left the guest alone on the other host, with or without something on this one that stands by.
+    """
+    one, two = sides
+    here, other = (one, two) if one.host == host else (two, one)
+    judged = pair(sides)
+    if judged.verdict == "protected":
+        return Drain(goes_on=other.host, stop=host)
+    if other.standing == "alone" and here.standing in ("stopped", "absent", "standby", "secondary", "orphaned"):
+        # two that serve are split, whatever the second one is called
+        return Drain(refusal=judged.refusal) if _serves(here) else Drain(goes_on=other.host, stop=host)
+    if judged.refusal:
+        return Drain(refusal=judged.refusal)
+    if (judged.start or judged.off) and here.standing in ("stopped", "absent"):
+        return Drain()
+    told = f"it is {judged.verdict} ({judged.reason}), and only a protected guest can leave {host}: run site.yml"
+    return Drain(refusal=told)

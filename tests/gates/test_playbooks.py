@@ -36,6 +36,7 @@ NOT_ON_A_RUNNING_GUEST = ["teardown"]
 # Playbooks that insist on being told something: what a check-mode run on a healthy lab tells them.
 ARGUMENTS: dict[str, list[str]] = {
     "failover": ["-e", "colo_confirm_fenced=beta"],
+    "maintenance": ["-e", "colo_maintenance_host=alpha"],
     "power": ["-e", "colo_state=restarted"],
 }
 

@@ -326,6 +326,36 @@ def test_the_report_of_a_failover() -> None:
     ]
 
 
+def test_what_frees_a_host_of_its_guests() -> None:
+    guests = {"web1": GUESTS["web1"], "elsewhere": {"hosts": ["beta", "gamma"]}}
+    found = FILTERS["drains"](guests, PROTECTED, "seen", "alpha")
+    assert found == {"web1": {"goes_on": "beta", "stop": "alpha", "refusal": ""}}
+    alone = {"alpha": {"seen": _info("alone", _make.ALONE)}, "beta": {"seen": _info("stopped", SECONDARY)}}
+    refused = FILTERS["drains"](GUESTS, alone, "seen", "alpha")
+    assert "run site.yml" in FILTERS["refusals"](refused)[0]
+
+
+@pytest.mark.parametrize(
+    ("standing", "state", "runs"),
+    [
+        ("absent", None, False),
+        ("stopped", "inactive", False),
+        ("stopped", "failed", False),
+        # a QEMU whose guest has powered itself off is still one
+        ("stopped", "active", True),
+        ("stopped", "deactivating", True),
+        ("secondary", "active", True),
+        ("failed", "inactive", True),
+    ],
+)
+def test_what_still_runs_on_a_host(standing: str, state: str | None, runs: bool) -> None:
+    unit: Json = {} if state is None else {"unit": {"state": state}}
+    answer = _info(standing, None, **unit)
+    told = FILTERS["still_runs"](answer)
+    assert len(told) == int(runs)
+    assert all(f"web1 is {standing}" in line for line in told)
+
+
 def test_every_filter_has_its_page() -> None:
     """ansible-doc finds a filter's documentation beside it, by its name."""
     beside = pathlib.Path(colo.__file__).parent

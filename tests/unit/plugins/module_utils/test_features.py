@@ -171,7 +171,8 @@ def test_releases_nobody_tried_are_refused_unless_accepted(version: tuple[int, i
 
 
 def test_old_releases_work_with_pc_and_kvm_only() -> None:
-    assert codes((10, 0, 13), machine="q35", accelerator="tcg") == ["machine_broken", "accelerator_broken"]
+    for machine in ("q35", "pc-q35-11.1"):
+        assert codes((10, 0, 13), machine=machine, accelerator="tcg") == ["machine_broken", "accelerator_broken"]
     assert codes((11, 1, 3), machine="q35", accelerator="tcg") == []
 
 
@@ -179,6 +180,8 @@ def test_old_releases_work_with_pc_and_kvm_only() -> None:
     ("definition", "expected"),
     [
         ({"machine": "microvm"}, ["machine_unknown"]),
+        ({"machine": "pc-i440fx-11.1"}, []),
+        ({"machine": "pc-q35-12.0"}, ["machine_unknown"]),
         ({"accelerator": "hvf"}, ["accelerator_missing"]),
         ({"cpu": "nonsense,+x"}, ["cpu_unknown"]),
         ({"nics": [{"model": "virtio-net-pci"}, {"model": "e1000"}]}, ["nic_model_missing"]),

@@ -369,3 +369,68 @@ def test_a_changed_definition_is_refused_or_restarted() -> None:
     assert (again.refusal, again.stop, again.start, again.run) == ("", True, True, True)
     off = _pair.wished(found, "stopped")
     assert _pair.changed(off, ["memory_mib: 1 -> 2"], False) == off
+
+
+# --- a host is freed of its guests ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "goes_on", "stop", "refusal"),
+    [
+        # before: it leaves by a switchover or without its standby
+        (("primary", "primary2"), ("secondary", "secondary2"), "beta", "alpha", ""),
+        (("secondary", "secondary2"), ("primary", "primary2"), "beta", "alpha", ""),
+        # a run that was killed has left these
+        (("stopped", "primary2"), ("alone", "taken3"), "beta", "alpha", ""),
+        (("orphaned", "secondary2"), ("alone", "alone3"), "beta", "alpha", ""),
+        (("secondary", "secondary2"), ("alone", "alone3"), "beta", "alpha", ""),
+        (("standby", "syncing1"), ("alone", "alone1"), "beta", "alpha", ""),
+        # nothing runs here
+        (("absent",), ("alone", "alone1"), "beta", "alpha", ""),
+        (("absent",), ("absent",), None, None, ""),
+        (("stopped", "primary2"), ("stopped", "secondary2"), None, None, ""),
+        # the guest would be lost, or nobody knows
+        (("alone", "alone1"), ("stopped", "new"), None, None, "run site.yml"),
+        (("alone", "alone1"), ("standby", "syncing1"), None, None, "run site.yml"),
+        (("syncing", "alone1"), ("syncing", "syncing1"), None, None, "run site.yml"),
+        (("syncing", "syncing1"), ("syncing", "alone1"), None, None, "run site.yml"),
+        (("orphaned", "primary2"), ("stopped", "secondary2"), None, None, "run site.yml"),
+        (("orphaned", "primary2"), ("alone", "taken3"), None, None, "split"),
+        (("stopped", "primary2"), ("orphaned", "secondary2"), None, None, "failover.yml"),
+        (("primary", "primary2"), (None,), None, None, "colo_confirm_fenced=beta"),
+        (("stopped", "primary2"), (None,), None, None, "not knowing counts as running"),
+        (("failed", "secondary2"), ("alone", "alone3"), None, None, "run site.yml"),
+        ((None,), ("alone", "alone3"), None, None, "run site.yml"),
+    ],
+)
+def test_what_frees_a_host(
+    one: tuple[t.Any, ...], two: tuple[t.Any, ...], goes_on: str | None, stop: str | None, refusal: str
+) -> None:
+    sides = (_side("alpha", *one, proven=True), _side("beta", *two, proven=True))
+    found = _pair.drain(sides, "alpha")
+    assert (found.goes_on, found.stop) == (goes_on, stop)
+    assert bool(found.refusal) is bool(refusal)
+    assert refusal in found.refusal
+
+
+def test_a_host_is_never_freed_of_the_only_copy_that_serves() -> None:
+    freed = 0
+    for (one, two), host in itertools.product(_every_pair(), ("alpha", "beta")):
+        found = _pair.drain((one, two), host)
+        here, other = (one, two) if host == "alpha" else (two, one)
+        if found.stop is not None:
+            freed += 1
+            assert (found.goes_on, found.stop, found.refusal) == (other.host, host, "")
+            assert other.standing == "alone"
+            assert not _may_serve(here) or here.standing == "standby"
+        elif not found.refusal:
+            assert not _may_serve(here)
+            assert not _may_serve(other)
+    assert freed > 50
+
+
+def test_a_guest_that_is_off_keeps_no_host() -> None:
+    off = (_off(_side("alpha", "stopped", "alone1")), _side("beta", "stopped", "new"))
+    assert _pair.drain(off, "alpha") == _pair.drain(off, "beta") == _pair.Drain()
+    # what is left of it in lock step is ended by site.yml first
+    assert "run site.yml" in _pair.drain((_off(IN_STEP[0]), _off(IN_STEP[1])), "beta").refusal
