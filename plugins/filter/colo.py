@@ -12,6 +12,7 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _guest, _pair, _states, _teardown
+from ansible_collections.lockstep.colo.plugins.module_utils import _rehearsal as _rehearsal_of
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 
 Json = dict[str, t.Any]
@@ -157,6 +158,16 @@ def _failover_report(failovers: t.Mapping[str, Json], hostvars: t.Any, register:
     return lines
 
 
+def _rehearsal(
+    looks: t.Sequence[Json], failovers: t.Mapping[str, Json], hostvars: t.Any, register: str, watched: str, ended: Json
+) -> Json:
+    """The report of a rehearsal."""
+    results = _succeeded(failovers, hostvars, "survivor", register)
+    seen = _succeeded(failovers, hostvars, "survivor", watched)
+    measured = {name: _rehearsal_of.measured(result, seen.get(name, {})) for name, result in results.items()}
+    return _rehearsal_of.report(looks, measured, ended)
+
+
 def _guests_of(pairs: t.Mapping[str, Json], host: str, side: str, only: str = "") -> list[str]:
     """Names of the guests for which ``host`` is the ``side`` (serving or standby), and nothing is refused.
 
@@ -286,6 +297,8 @@ class FilterModule:
             "moves": _wrapped(_moves),
             "drains": _wrapped(_drains),
             "still_runs": _wrapped(_still_runs),
+            "rehearsal": _wrapped(_rehearsal),
+            "rehearsal_table": _wrapped(_rehearsal_of.table),
             "refusals": _wrapped(_refusals),
             "not_protected": _wrapped(_not_protected),
             "failover_report": _wrapped(_failover_report),

@@ -76,6 +76,8 @@ class Applier:
         self.timings_ms: dict[str, float] = {}
         self.transitions: list[str] = []
         self.pauses: list[tuple[float, float]] = []
+        self.packets_at: float | None = None  # the clock of events, which is the host's
+        self.packets = 0
         self._stopped_at: float | None = None
         self._colo_exit: dict[str, t.Any] | None = None
         self._powered_off = False
@@ -372,6 +374,8 @@ class Applier:
             lambda: all(_observe.tap_packets(tap) > before[tap] for tap in taps),
             lambda: {tap: _observe.tap_packets(tap) - before[tap] for tap in taps},
         )
+        self.packets_at = time.time()
+        self.packets = sum(_observe.tap_packets(tap) - before[tap] for tap in taps)
 
     # --- the keeper and the record
 

@@ -640,8 +640,13 @@ def changes(started: t.Mapping[str, t.Any] | None, definition: t.Mapping[str, t.
     return [
         Change(f"colo_guests.{definition['name']}.{key}", started[key], wished)
         for key, wished in shape(definition).items()
-        if key in started and started[key] != wished
+        if key in started and started[key] != wished and not (key == "machine" and _named(started[key], wished))
     ]
+
+
+def _named(alias: t.Any, machine: t.Any) -> bool:
+    """Whether ``machine`` may be what the alias stood for. QEMU itself refuses a guest from another release's machine."""
+    return str(machine).startswith({"pc": "pc-i440fx-", "q35": "pc-q35-"}.get(alias, "\n"))
 
 
 # --- definitions -> Guest ---------------------------------------------------------------------------------------

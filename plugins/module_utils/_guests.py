@@ -163,6 +163,8 @@ def _told(applier: _apply.Applier, before: str, after: str, begin: float, observ
     }
     if applier.guest_pause_ms is not None:
         timings["guest_pause_ms"] = applier.guest_pause_ms
+    if applier.packets_at is not None:
+        timings.update(packets_at=applier.packets_at, packets=applier.packets)
     return {
         "changed": applier.changed,
         "standing": {"before": before, "after": after},

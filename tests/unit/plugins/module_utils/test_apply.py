@@ -479,7 +479,9 @@ def test_packets_have_to_leave_through_every_tap(stage: Stage) -> None:
         _observe, "tap_packets", lambda tap: counts[tap].pop(0) if len(counts[tap]) > 1 else counts[tap][0]
     )
     announce = Call("announce-self", {"initial": 50, "max": 550, "rounds": 5, "step": 100})
-    stage.run(_wait("wait_packets", taps=["a", "b"]), script=[announce, Tell(), Tell(), Tell()])
+    applier = stage.run(_wait("wait_packets", taps=["a", "b"]), script=[announce, Tell(), Tell(), Tell()])
+    assert applier.packets == 2
+    assert applier.packets_at is not None
 
 
 def test_packets_that_do_not_leave(stage: Stage) -> None:

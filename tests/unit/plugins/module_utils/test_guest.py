@@ -469,3 +469,19 @@ def test_where_a_source_comes_from_and_what_is_not_known_need_no_restart() -> No
     assert _guest.changes(started, moved) == []
     assert _guest.changes(None, moved) == []
     assert _guest.changes({"memory_mib": 1, "more": 2}, moved) == [_guest.Change("colo_guests.web1.memory_mib", 1, 256)]
+
+
+@pytest.mark.parametrize(
+    ("running", "wished", "restart"),
+    [
+        ("pc", "pc-i440fx-11.1", False),
+        ("q35", "pc-q35-11.1", False),
+        ("pc", "pc-q35-11.1", True),
+        ("pc", "q35", True),
+        ("pc-i440fx-11.1", "pc", True),
+        ("pc-i440fx-11.1", "pc-i440fx-11.2", True),
+    ],
+)
+def test_a_running_machine_may_be_named(running: str, wished: str, restart: bool) -> None:
+    started = _guest.shape(_make.definition(machine=running))
+    assert bool(_guest.changes(started, _make.definition(machine=wished))) is restart
