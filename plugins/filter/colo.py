@@ -25,13 +25,17 @@ def _definitions(guests: t.Any, host: str, links: t.Mapping[str, t.Any], default
     return _guest.definitions(guests, host, links, _guest.HostDefaults(**defaults))
 
 
-def _chosen(guests: t.Mapping[str, Json], name: str) -> Json:
-    """All guests, or the one of that name."""
-    if not name:
-        return dict(guests)
-    if name not in guests:
+def _chosen(guests: t.Mapping[str, Json], name: str, hosts: c.Sequence[str] | None = None) -> Json:
+    """All guests, or the one of that name; with ``hosts``, only guests that have one of these."""
+    if name and name not in guests:
         raise InputError("colo_guest", name, "name one of colo_guests: " + ", ".join(guests))
-    return {name: guests[name]}
+    chosen = {name: guests[name]} if name else dict(guests)
+    here = {
+        guest: entry for guest, entry in chosen.items() if hosts is None or not set(hosts).isdisjoint(entry["hosts"])
+    }
+    if name and not here:
+        raise InputError("colo_guest", name, "none of its hosts is in this run: look at --limit")
+    return here
 
 
 def _answers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> Json:
@@ -205,6 +209,15 @@ def _troubles(hosts: t.Sequence[str], hostvars: t.Any, registers: t.Sequence[str
     return lines
 
 
+def _resync_report(result: t.Any) -> list[str]:
+    """One line per disk of the guests whose copy goes on; none when all is done, or was not begun."""
+    return [
+        f"{name}: {job} {progress['done_bytes'] // _guest.MIB} of {progress['of_bytes'] // _guest.MIB} MiB"
+        for name, guest in (result or {}).get("guests", {}).items()
+        for job, progress in guest.get("progress", {}).items()
+    ]
+
+
 def _pause(info: Json) -> str:
     """The last checkpoint's pause; outside lock step there is none, whatever the last session had."""
     if info.get("standing") not in _states.LOCK_STEP:
@@ -302,6 +315,7 @@ class FilterModule:
             "refusals": _wrapped(_refusals),
             "not_protected": _wrapped(_not_protected),
             "failover_report": _wrapped(_failover_report),
+            "resync_report": _wrapped(_resync_report),
             "verdicts": _wrapped(_verdicts),
             "wished": _wrapped(_wished),
             "failovers": _wrapped(_failovers),

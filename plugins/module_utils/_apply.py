@@ -32,6 +32,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._errors import (
     DeadlineError,
     QmpError,
     RefusedError,
+    UnfinishedError,
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
@@ -41,6 +42,8 @@ from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Event, M
 
 # How long one look at a condition waits for an event that may change it.
 LOOK_S = 0.1
+# How long a copy of disks may stand still. Longer than a disk takes to come back from a flush of everything it has.
+STALL_S = 30.0
 
 
 @contextlib.contextmanager
@@ -134,6 +137,8 @@ class Applier:
             begin = time.monotonic()
             try:
                 operations[step.operation](step, begin + step.timeout_s)
+            except UnfinishedError:
+                raise
             except ColoError as exc:
                 exc.message = f"guest {self.guest.name}, step '{step.title}': {exc.message}"
                 exc.details.update(step=step.title, done=list(self.actions), transitions=list(self.transitions))
@@ -238,6 +243,10 @@ class Applier:
     def _jobs(self) -> dict[str, dict[str, t.Any]]:
         return {job["device"]: job for job in self.monitor.execute("query-block-jobs")}
 
+    @staticmethod
+    def _progress(jobs: dict[str, dict[str, t.Any]]) -> dict[str, t.Any]:
+        return {name: {"done_bytes": job["offset"], "of_bytes": job["len"]} for name, job in jobs.items()}
+
     def _cancel_jobs(self, step: Step, deadline: float) -> None:
         for job in step.arguments["jobs"]:
             try:
@@ -249,9 +258,12 @@ class Applier:
 
     def _wait_jobs_ready(self, step: Step, deadline: float) -> None:
         wanted, jobs = step.arguments["jobs"], self._jobs()
+        patience_s = float(step.arguments.get("patience_s", 0))
+        patient_until = time.monotonic() + patience_s if patience_s else None
+        moved, moved_at = self._progress(jobs), time.monotonic()
 
         def ready() -> bool:
-            nonlocal jobs
+            nonlocal jobs, moved, moved_at
             jobs = self._jobs()
             gone = [name for name in wanted if name not in jobs]
             if gone:
@@ -259,8 +271,24 @@ class Applier:
                     "resync_failed",
                     f"the resync ended before the copy was equal ({', '.join(gone)}): is the standby alive and its disk large enough?",
                     jobs=gone,
+                    resumed=step.arguments.get("resumed", False),
                 )
-            return all(jobs[name].get("ready") for name in wanted)
+            if all(jobs[name].get("ready") for name in wanted):
+                return True
+            now, progress = time.monotonic(), self._progress(jobs)
+            if progress != moved:
+                moved, moved_at = progress, now
+            elif now - moved_at > STALL_S:
+                # a peer whose host died says nothing, and TCP would wait for a quarter of an hour
+                raise ColoError(
+                    "resync_failed",
+                    f"the copy of the disks has stood still for {STALL_S:g} s: does {self.guest.peer} live, and is the link up?",
+                    progress=progress,
+                    resumed=step.arguments.get("resumed", False),
+                )
+            if patient_until is not None and now >= patient_until:
+                raise UnfinishedError("the copy of the disks", progress)
+            return False
 
         self._wait(step, deadline, ready, lambda: {name: [job["offset"], job["len"]] for name, job in jobs.items()})
 

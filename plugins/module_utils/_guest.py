@@ -55,8 +55,9 @@ class Tuning:
     """Knobs of one guest, all with units in their names.
 
     ``checkpoint_delay_ms`` is QEMU's ``x-checkpoint-delay``; ``compare_timeout_ms``, ``expired_scan_cycle_ms`` and
-    ``max_queue_size`` are properties of ``colo-compare``; the rest belongs to the keeper and the modules. ``settle_ms`` is
-    how long a guest that was just started boots alone: see :func:`default_settle_ms`.
+    ``max_queue_size`` are properties of ``colo-compare``; the rest belongs to the keeper and the modules.
+    ``resync_limit_mib_s`` bounds the copy of each disk (0: not at all). ``settle_ms`` is how long a guest that was just
+    started boots alone: see :func:`default_settle_ms`.
     """
 
     checkpoint_delay_ms: int = 1000
@@ -66,6 +67,7 @@ class Tuning:
     heartbeat_interval_ms: int = 500
     heartbeat_timeout_ms: int = 3000
     switchover_limit_ms: int = 10000
+    resync_limit_mib_s: int = 0
     settle_ms: int = 0
 
 
@@ -77,6 +79,7 @@ _TUNING_RANGES: dict[str, tuple[int, int]] = {
     "heartbeat_interval_ms": (100, 10000),
     "heartbeat_timeout_ms": (500, 60000),
     "switchover_limit_ms": (1000, 120000),
+    "resync_limit_mib_s": (0, 1000000),
     "settle_ms": (0, 600000),
 }
 

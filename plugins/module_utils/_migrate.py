@@ -57,7 +57,17 @@ def migrate(name: str, module: AnsibleModule) -> _guests.Result:
         ("primary", "protected"): lambda seen: _plan.unprotect(guest, seen),
         ("secondary", "ready"): lambda seen: _plan.stop_standby(guest, seen, None),
     }
-    return _guests.converge(guest, module, plans[role, state], wished, roll_backs.get((role, state)))
+
+    def once() -> _guests.Result:
+        return _guests.converge(guest, module, plans[role, state], wished, roll_backs.get((role, state)))
+
+    try:
+        return once()
+    except ColoError as exc:
+        if exc.error_code != "resync_failed" or not exc.details.get("resumed"):
+            raise
+        # what an earlier run had begun led to a standby that is gone; it is rolled back by now
+        return once()
 
 
 def _protect(guest: Guest, seen: Observation, applier: _apply.Applier, module: AnsibleModule) -> c.Sequence[_plan.Step]:
@@ -68,7 +78,7 @@ def _protect(guest: Guest, seen: Observation, applier: _apply.Applier, module: A
     protected = seen.record is not None and seen.record.state == "protected"
     if seen.qemu is not None and not (protected and _states.standing(seen) == "primary"):
         features = _observe.live_features(applier.monitor)
-    return _plan.protect(guest, seen, features, module.params["timeout_s"])
+    return _plan.protect(guest, seen, features, module.params["timeout_s"], module.params["patience_s"])
 
 
 def _generation(name: str, module: AnsibleModule) -> int | None:

@@ -96,7 +96,7 @@ def serve(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
     if now == "alone":
         return (to_alone(guest, seen) if _states.leftovers(seen) else []) + _whole(guest, seen)
     if now in ("syncing", "orphaned") and is_outgoing(seen):
-        return to_alone(guest, seen, fenced_by)
+        return [] if _resyncing(guest, seen) else to_alone(guest, seen, fenced_by)
     if now in ("secondary", "orphaned") and _half_way(seen):
         return failover(guest, seen, None, accept_void=False)
     if now == "failed":
@@ -303,11 +303,14 @@ def _runs(guest: Guest) -> list[Step]:
     ]
 
 
-def protect(guest: Guest, seen: Observation, features: Features | None, timeout_s: float) -> list[Step]:
+def protect(
+    guest: Guest, seen: Observation, features: Features | None, timeout_s: float, patience_s: float = 0
+) -> list[Step]:
     """Protect the guest that runs here (colo_migrate role=primary state=protected).
 
     Pauses the guest only for the switchover: mirror the disks and copy the RAM while it runs, stop at pre-switchover,
-    swap mirror for replication, switch the filters in, go on. ``timeout_s`` bounds each of the two long waits.
+    swap mirror for replication, switch the filters in, go on. ``timeout_s`` bounds each of the two long waits. With
+    ``patience_s``, a copy of the disks that takes longer is left to go on by itself; the next run goes on with it.
     """
     now = _states.standing(seen)
     if seen.record is not None and seen.record.clean:
@@ -315,12 +318,27 @@ def protect(guest: Guest, seen: Observation, features: Features | None, timeout_
     if now == "primary" and not _half_way(seen):
         return [_proof(guest)]
     if now in ("alone", "primary", "syncing", "orphaned") and is_outgoing(seen):
-        half_built = to_alone(guest, seen) if now != "alone" or _states.leftovers(seen) else []
-        return half_built + _protect_forward(guest, seen, features, timeout_s)
+        resumed = _resyncing(guest, seen)
+        half_built = to_alone(guest, seen) if not resumed and (now != "alone" or _states.leftovers(seen)) else []
+        return half_built + _protect_forward(guest, seen, features, timeout_s, patience_s, resumed)
     raise RefusedError(
         "not_serving",
         f"guest {guest.name} does not serve on {guest.host} (standing {now}): protect it on the host where it runs",
         standing=now,
+    )
+
+
+def _resyncing(guest: Guest, seen: Observation) -> bool:
+    """Whether a run has left nothing but a copy of every disk that goes on: the mirrors have not lost their standby."""
+    qemu, disks = seen.qemu, range(len(guest.disks))
+    if qemu is None or _states.standing(seen) != "syncing" or qemu.migration in _states.MIGRATION_ACTIVE:
+        return False
+    return (
+        qemu.runstate == "running"
+        and qemu.jobs.keys() == {_topology.resync_job(disk) for disk in disks}
+        and not any(_topology.replication_node(disk) in qemu.nodes for disk in disks)
+        and not any(name in qemu.chardevs for nic in range(len(guest.nics)) for name in _topology.primary_chardevs(nic))
+        and not qemu.exports
     )
 
 
@@ -330,7 +348,9 @@ def _proof(guest: Guest) -> Step:
     return Step("wait_checkpoints", "checkpoints go on", {"count": 2}, timeout_s=10 + 4 * delay_s, changes=False)
 
 
-def _protect_forward(guest: Guest, seen: Observation, features: Features | None, timeout_s: float) -> list[Step]:
+def _protect_forward(
+    guest: Guest, seen: Observation, features: Features | None, timeout_s: float, patience_s: float, resumed: bool
+) -> list[Step]:
     qemu = seen.qemu
     if qemu is None or features is None:
         raise RefusedError(
@@ -343,9 +363,14 @@ def _protect_forward(guest: Guest, seen: Observation, features: Features | None,
     before_switchover = ["none", "setup", "wait-unplug", "active", "cancelled", "failed", "completed"]
     return [
         Step("wait_heartbeat", "the standby's keeper answers and waits for this copy", timeout_s=15, changes=False),
-        *_all(_topology.nbd_commands(guest)),
-        *_all(_topology.resync_commands(guest)),
-        Step("wait_jobs_ready", "the standby's disks are equal", {"jobs": resyncs}, timeout_s=timeout_s, changes=False),
+        *([] if resumed else [*_all(_topology.nbd_commands(guest)), *_all(_topology.resync_commands(guest))]),
+        Step(
+            "wait_jobs_ready",
+            "the standby's disks are equal",
+            {"jobs": resyncs, "patience_s": patience_s, "resumed": resumed},
+            timeout_s=timeout_s,
+            changes=False,
+        ),
         *_all(_topology.primary_chardev_commands(guest, features.reconnect)),
         Step(
             "wait_links", "the packet channels are connected", {"chardevs": link_chardevs}, timeout_s=10, changes=False

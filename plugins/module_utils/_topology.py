@@ -14,7 +14,7 @@ import json
 import typing as t
 import uuid
 
-from ansible_collections.lockstep.colo.plugins.module_utils._guest import Disk, Guest
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import MIB, Disk, Guest
 
 Role = t.Literal["primary", "standby"]
 Command = tuple[str, dict[str, t.Any]]
@@ -301,6 +301,7 @@ def resync_commands(guest: Guest) -> list[Command]:
                 "device": quorum_node(disk),
                 "target": nbd_node(disk),
                 "sync": "full",
+                "speed": guest.tuning.resync_limit_mib_s * MIB,
                 "on-source-error": "report",
                 "on-target-error": "report",
             },

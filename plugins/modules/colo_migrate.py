@@ -63,6 +63,12 @@ options:
       - Deadline in seconds of each of the two long waits, the copy of the disks and the copy of the memory.
     type: float
     default: 3600
+  patience_s:
+    description:
+      - With O(role=primary) and O(state=protected), how long to wait for the copy of the disks, in seconds, before the module returns with
+        RV(guests.finished=false). The copy goes on by itself, and the next call goes on with it. With V(0) it waits to the end.
+    type: float
+    default: 0
 seealso:
   - module: lockstep.colo.colo_failover
   - module: lockstep.colo.colo_info
@@ -112,6 +118,15 @@ guests:
       type: list
       elements: str
       sample: [setup, active, pre-switchover, device, colo]
+    finished:
+      description: Whether the wish is fulfilled. It is V(false) when the copy of the disks goes on longer than O(patience_s).
+      returned: success
+      type: bool
+    progress:
+      description: By job, C(done_bytes) and C(of_bytes) of the copy of each disk that goes on.
+      returned: when RV(guests.finished=false)
+      type: dict
+      sample: {"resync0": {"done_bytes": 1073741824, "of_bytes": 21474836480}}
     error:
       description: C(error_code), C(message) and C(details), with the failed step and how rolling back went.
       returned: on error
@@ -141,6 +156,7 @@ def main() -> None:
             "generation": {"type": "dict", "default": {}},
             "fenced_by": {"type": "dict", "default": {}},
             "timeout_s": {"type": "float", "default": 3600.0},
+            "patience_s": {"type": "float", "default": 0.0},
         },
         supports_check_mode=True,
     )

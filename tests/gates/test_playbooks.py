@@ -91,6 +91,18 @@ def test_check_mode(playbook: pathlib.Path, protected: Lab) -> None:
     assert served in _play(protected, "status")
 
 
+def test_one_pair_of_two(protected: Lab, tmp_path: pathlib.Path) -> None:
+    """A second pair, which nobody can reach, is none of the business of a run that is limited to the first."""
+    guest = {**_guest(protected), "hosts": ["gamma", "delta"]}
+    both = {"web1": _guest(protected), "far": guest}
+    more = tmp_path / "more.json"
+    hosts = {name: {"colo_link_address": f"192.0.2.{number}"} for number, name in enumerate(("gamma", "delta"), 7)}
+    more.write_text(json.dumps({"colo_hosts": {"vars": {"colo_guests": both}, "hosts": hosts}}))
+    said = _play(protected, "site", "-i", str(more), "--limit", "alpha,beta")
+    assert said.count("changed=0") == 2
+    assert "far" not in _play(protected, "status", "-i", str(more), "--limit", "alpha,beta")
+
+
 # What is refused: how the lab's guest is changed, and what the refusal has to name.
 Change = t.Callable[[dict[str, t.Any]], None]
 REFUSALS: dict[str, tuple[Change, list[str]]] = {

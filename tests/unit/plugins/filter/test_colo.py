@@ -140,6 +140,15 @@ def test_one_guest_or_all() -> None:
         FILTERS["chosen"](guests, "web")
 
 
+def test_only_the_pairs_of_this_run() -> None:
+    guests = {"web1": {"hosts": ["alpha", "beta"]}, "db": {"hosts": ["gamma", "delta"]}}
+    assert list(FILTERS["chosen"](guests, "", ["alpha", "beta"])) == ["web1"]
+    assert list(FILTERS["chosen"](guests, "", ["beta"])) == ["web1"]
+    assert list(FILTERS["chosen"](guests, "", ["alpha", "delta"])) == ["web1", "db"]
+    with pytest.raises(AnsibleFilterError, match=r"colo_guest: 'db'.*--limit"):
+        FILTERS["chosen"](guests, "db", ["alpha", "beta"])
+
+
 # --- who does what ----------------------------------------------------------------------------------------------
 
 PAIRS: Json = {

@@ -22,7 +22,12 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _store,
     _topology,
 )
-from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, QmpError, RefusedError
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import (
+    ColoError,
+    QmpError,
+    RefusedError,
+    UnfinishedError,
+)
 from ansible_collections.lockstep.colo.plugins.module_utils._plan import Operation, Step
 from ansible_collections.lockstep.colo.tests.unit import _make
 from ansible_collections.lockstep.colo.tests.unit._script import (
@@ -229,6 +234,20 @@ def test_the_resyncs_deadline_tells_how_far_it_came(stage: Stage) -> None:
     step = _wait("wait_jobs_ready", timeout_s=0.1, jobs=["resync0"])
     error = stage.fails(step, script=[_jobs(False), _jobs(False), Tell(), _jobs(False)], code="deadline_passed")
     assert error.details["last_seen"] == {"resync0": [5, 9]}
+
+
+def test_a_resync_that_takes_long_is_left_to_go_on(stage: Stage) -> None:
+    step = _wait("wait_jobs_ready", jobs=["resync0"], patience_s=0.05)
+    with pytest.raises(UnfinishedError) as caught:
+        stage.run(step, script=[_jobs(False), _jobs(False), Tell(), _jobs(False)])
+    assert caught.value.details["progress"] == {"resync0": {"done_bytes": 5, "of_bytes": 9}}
+
+
+def test_a_resync_that_stands_still_has_lost_its_standby(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_apply, "STALL_S", 0.05)
+    step = _wait("wait_jobs_ready", jobs=["resync0"], resumed=True)
+    error = stage.fails(step, script=[_jobs(False), _jobs(False), Tell(), _jobs(False)], code="resync_failed")
+    assert error.details["resumed"]
 
 
 def test_mirrors_that_do_not_end(stage: Stage) -> None:
