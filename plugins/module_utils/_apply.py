@@ -32,7 +32,6 @@ from ansible_collections.lockstep.colo.plugins.module_utils._errors import (
     DeadlineError,
     QmpError,
     RefusedError,
-    UnfinishedError,
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
@@ -44,6 +43,14 @@ from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Event, M
 LOOK_S = 0.1
 # How long a copy of disks may stand still. Longer than a disk takes to come back from a flush of everything it has.
 STALL_S = 30.0
+
+
+class Unfinished(Exception):  # noqa: N818 - no error: what was begun goes on by itself, and nobody wants to wait longer
+    """Carries how far it is."""
+
+    def __init__(self, progress: dict[str, t.Any]) -> None:
+        super().__init__("unfinished")
+        self.progress = progress
 
 
 @contextlib.contextmanager
@@ -137,8 +144,6 @@ class Applier:
             begin = time.monotonic()
             try:
                 operations[step.operation](step, begin + step.timeout_s)
-            except UnfinishedError:
-                raise
             except ColoError as exc:
                 exc.message = f"guest {self.guest.name}, step '{step.title}': {exc.message}"
                 exc.details.update(step=step.title, done=list(self.actions), transitions=list(self.transitions))
@@ -287,7 +292,7 @@ class Applier:
                     resumed=step.arguments.get("resumed", False),
                 )
             if patient_until is not None and now >= patient_until:
-                raise UnfinishedError("the copy of the disks", progress)
+                raise Unfinished(progress)
             return False
 
         self._wait(step, deadline, ready, lambda: {name: [job["offset"], job["len"]] for name, job in jobs.items()})

@@ -41,13 +41,6 @@ class DeadlineError(ColoError):
         )
 
 
-class UnfinishedError(ColoError):
-    """What was begun goes on by itself, and the caller did not want to wait longer (``unfinished``): no failure."""
-
-    def __init__(self, what: str, progress: dict[str, t.Any]) -> None:
-        super().__init__("unfinished", f"{what} goes on: ask again", progress=progress)
-
-
 class QmpError(ColoError):
     """QEMU refused a command (``qmp_refused``), or the monitor is not usable (``qmp_unreachable``, ``qmp_lost``)."""
 

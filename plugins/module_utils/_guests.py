@@ -27,7 +27,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _store,
     _topology,
 )
-from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError, UnfinishedError
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
 from ansible_collections.lockstep.colo.plugins.module_utils._states import Observation
@@ -137,9 +137,9 @@ def converge(
                 }
             try:
                 applier.run(steps)
-            except UnfinishedError as exc:
+            except _apply.Unfinished as exc:
                 told = _told(applier, before, _after(guest, module, applier), begin, observed)
-                return {**told, "finished": False, "progress": exc.details["progress"]}
+                return {**told, "finished": False, "progress": exc.progress}
             except ColoError as exc:
                 # a monitor greets one client at a time
                 applier.close()

@@ -26,7 +26,6 @@ from ansible_collections.lockstep.colo.plugins.module_utils._errors import (
     ColoError,
     QmpError,
     RefusedError,
-    UnfinishedError,
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._plan import Operation, Step
 from ansible_collections.lockstep.colo.tests.unit import _make
@@ -238,9 +237,9 @@ def test_the_resyncs_deadline_tells_how_far_it_came(stage: Stage) -> None:
 
 def test_a_resync_that_takes_long_is_left_to_go_on(stage: Stage) -> None:
     step = _wait("wait_jobs_ready", jobs=["resync0"], patience_s=0.05)
-    with pytest.raises(UnfinishedError) as caught:
+    with pytest.raises(_apply.Unfinished) as caught:
         stage.run(step, script=[_jobs(False), _jobs(False), Tell(), _jobs(False)])
-    assert caught.value.details["progress"] == {"resync0": {"done_bytes": 5, "of_bytes": 9}}
+    assert caught.value.progress == {"resync0": {"done_bytes": 5, "of_bytes": 9}}
 
 
 def test_a_resync_that_stands_still_has_lost_its_standby(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
