@@ -94,7 +94,7 @@ def _failovers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, con
 
 
 def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
-    """The guests that a switchover moves (of one host, or all), each refused unless it is protected."""
+    """The guests that a switchover moves (of one host, or all that are not off), each refused unless it is protected."""
     return {
         name: {
             **pair,
@@ -103,7 +103,7 @@ def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
             else f"it is {pair['verdict']} ({pair['reason']}), and only a protected guest can be moved: run site.yml",
         }
         for name, pair in pairs.items()
-        if not source or pair["serving"] == source
+        if (not source or pair["serving"] == source) and not pair["off"]
     }
 
 

@@ -49,7 +49,7 @@ class Unfinished(Exception):  # noqa: N818 - no error: what was begun goes on by
     """Carries how far it is."""
 
     def __init__(self, progress: dict[str, t.Any]) -> None:
-        super().__init__("unfinished")
+        super().__init__()
         self.progress = progress
 
 

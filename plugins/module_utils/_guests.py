@@ -145,11 +145,19 @@ def converge(
                 applier.close()
                 if roll_back is not None:
                     exc.details["rolled_back"] = _roll_back(guest, module, roll_back)
-                exc.details["result"] = _told(applier, before, _after(guest, module), begin, observed)
+                exc.details["result"] = _told(applier, before, _after_error(guest, module), begin, observed)
                 raise
             return _told(applier, before, _after(guest, module, applier), begin, observed)
         finally:
             applier.close()
+
+
+def _after_error(guest: Guest, module: AnsibleModule) -> str:
+    """The standing after a failed run: where that cannot be told, either, the first error is the one to tell."""
+    try:
+        return _after(guest, module)
+    except ColoError:
+        return "failed"
 
 
 def _after(guest: Guest, module: AnsibleModule, applier: _apply.Applier | None = None) -> str:

@@ -5,7 +5,8 @@
 """The keeper: the small resident process beside one guest's QEMU, and the gate QEMU is started through.
 
 ``run CONFIG``     watch QEMU, exchange the heartbeat with the peer's keeper, answer on keeper.sock (colo-keeper@)
-``launch CONFIG``  check the start permit against the generation record, then become QEMU (colo-guest@)
+``check CONFIG``   hold the start permit against the generation record (colo-guest@, so that `systemctl start` says no)
+``launch CONFIG``  the same, then become QEMU (colo-guest@)
 ``state CONFIG``   print what the running keeper knows
 
 QEMU tells the death of a peer once, to whoever is connected; and when its main loop is blocked, only a monitor that
@@ -268,14 +269,13 @@ def run(guest: Guest) -> int:
     return 0
 
 
-def take_permit(guest: Guest) -> tuple[str, int]:
-    """Take the start permit away and return its role and generation (``start_refused``). It is good for one try."""
+def read_permit(guest: Guest) -> tuple[str, int]:
+    """Return the start permit's role and generation (``start_refused``)."""
     path = pathlib.Path(guest.permit_file)
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             owner = os.fstat(stream.fileno())
             raw = stream.read(API_LINE)
-        path.unlink()
     except FileNotFoundError:
         raise ColoError(
             "start_refused",
@@ -283,7 +283,7 @@ def take_permit(guest: Guest) -> tuple[str, int]:
             f"run site.yml, which finds out whether the guest may run here.",
         ) from None
     except OSError as exc:
-        raise ColoError("start_refused", f"{guest.name} is not started: the permit cannot be taken ({exc}).") from exc
+        raise ColoError("start_refused", f"{guest.name} is not started: the permit cannot be read ({exc}).") from exc
     try:
         permit = json.loads(raw)
         role, generation, name, schema = (permit[field] for field in ("role", "generation", "guest", "schema"))
@@ -296,24 +296,43 @@ def take_permit(guest: Guest) -> tuple[str, int]:
     return role, generation
 
 
+def check(guest: Guest) -> str:
+    """The start gate: the role to start in, if the permit and the generation record agree (``start_refused`` and others).
+
+    A permit that does not hold is taken away: it is good for one try.
+    """
+    try:
+        role, generation = read_permit(guest)
+        record = _store.read(guest)
+        if record is None:
+            raise ColoError(
+                "start_refused", f"{guest.name} is not started on {guest.host}: it has no generation record."
+            )
+        _generation.check_start(record, role, generation)
+    except ColoError:
+        pathlib.Path(guest.permit_file).unlink(missing_ok=True)
+        raise
+    return role
+
+
 def launch(guest: Guest) -> t.NoReturn:
-    """The start gate: become QEMU if the permit and the generation record agree (``start_refused`` and others)."""
-    role, generation = take_permit(guest)
-    record = _store.read(guest)
-    if record is None:
-        raise ColoError("start_refused", f"{guest.name} is not started on {guest.host}: it has no generation record.")
-    _generation.check_start(record, role, generation)
+    """Pass the start gate, take the permit away, and become QEMU."""
+    role = check(guest)
+    pathlib.Path(guest.permit_file).unlink()
     pathlib.Path(guest.started_file).write_text(json.dumps(shape(dataclasses.asdict(guest))), encoding="utf-8")
     argv = _topology.qemu_argv(guest, t.cast("_topology.Role", role))
     os.execv(argv[0], argv)  # noqa: S606 - to become QEMU is the purpose
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2 or arguments[0] not in ("run", "launch", "state"):
-        sys.stderr.write("usage: colo_keeper.py run|launch|state CONFIG.json\n")
+    if len(arguments) != 2 or arguments[0] not in ("run", "check", "launch", "state"):
+        sys.stderr.write("usage: colo_keeper.py run|check|launch|state CONFIG.json\n")
         return EXIT_USAGE
     try:
         guest = load(arguments[1])
+        if arguments[0] == "check":
+            check(guest)
+            return 0
         if arguments[0] == "launch":
             launch(guest)
         if arguments[0] == "state":

@@ -269,6 +269,7 @@ def test_only_protected_guests_are_moved() -> None:
     assert moves["a"]["refusal"] == ""
     assert "degraded" in moves["b"]["refusal"]
     assert list(FILTERS["moves"](PAIRS, "beta")) == ["b"]
+    assert list(FILTERS["moves"]({**PAIRS, "c": {**PAIRS["c"], "off": True}})) == ["a", "b"]
 
 
 # --- words ------------------------------------------------------------------------------------------------------
