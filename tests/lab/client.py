@@ -6,9 +6,10 @@
 `run` keeps its TCP connections open, sends increasing numbers and waits for each answer, which the guest gives only
 after the number is on its disk. At the end (--seconds, SIGTERM or SIGINT) it asks the guest how many of the acknowledged
 numbers its disk holds and prints one JSON report. It never opens a second connection in place of a lost one: a lost
-connection is a result. `fetch` measures a download. Both know nothing of the lab; only the standard library is used.
+connection is a result. `ask` sends one line, `fetch` measures a download. All know nothing of the lab; only the standard library is used.
 
   labctl client run 198.51.100.10 --seconds 30 --status build/evidence/client.json
+  labctl client ask 198.51.100.10 check 1000 1999
   labctl client fetch http://198.51.100.10/big
 
 Exit code of `run`: 0 when continuity was proved (every connection survived, same boot id, counter monotone, nothing lost), else 2.
@@ -54,6 +55,14 @@ def parse_answer(line: bytes) -> tuple[int, int, str]:
     if len(words) != 3 or words[0] in ("error", "check"):
         raise ValueError(f"not an acknowledgement: {line!r}")
     return int(words[0]), int(words[1]), words[2]
+
+
+def parse_check(line: bytes) -> int:
+    """`check A B PRESENT`; everything else is a ValueError."""
+    words = line.decode("ascii", "replace").split()
+    if len(words) != 4 or words[0] != "check":
+        raise ValueError(f"not an answer to check: {line!r}")
+    return int(words[3])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,10 +277,7 @@ class ContinuityClient:
         writer.write(b"check %d %d\n" % (channel.first, channel.first + channel.acknowledged - 1))
         async with asyncio.timeout(self.settings.check_timeout):
             line = await reader.readline()
-        words = line.decode("ascii", "replace").split()
-        if len(words) != 4 or words[0] != "check":
-            raise ValueError(f"not an answer to check: {line!r}")
-        return channel.acknowledged - int(words[3])
+        return channel.acknowledged - parse_check(line)
 
     async def _write_status(self) -> None:
         while self.settings.status is not None:
@@ -338,6 +344,14 @@ class ContinuityClient:
         }
 
 
+def ask(address: str, port: int, words: list[str], timeout: float) -> str:
+    """What the line service answers to one request."""
+    with socket.create_connection((address, port), timeout=timeout) as line, line.makefile("rwb") as stream:
+        stream.write(" ".join(words).encode() + b"\n")
+        stream.flush()
+        return stream.readline().decode("ascii", "replace").strip()
+
+
 @dataclasses.dataclass(frozen=True)
 class Download:
     url: str
@@ -386,9 +400,17 @@ def _parser() -> argparse.ArgumentParser:
         "--answer-timeout", type=float, default=120.0, help="silence that counts as a lost connection (default 120 s)"
     )
     run.add_argument(
+        "--check-timeout", type=float, default=30.0, help="for the last answer, and for those about the disk (30 s)"
+    )
+    run.add_argument(
         "--slots", type=int, default=SLOTS, help=f"records the smallest disk holds (default {SLOTS}: 64 MiB)"
     )
     run.add_argument("--status", type=pathlib.Path, help="a JSON file with the latest figures, in the end the report")
+    request = commands.add_parser("ask", help="send one line to the line service and print its answer")
+    request.add_argument("address")
+    request.add_argument("words", nargs="+", metavar="WORD")
+    request.add_argument("--port", type=int, default=LINE_PORT)
+    request.add_argument("--timeout", type=float, default=60.0)
     get = commands.add_parser("fetch", help="download a URL and print the rate as JSON")
     get.add_argument("url")
     get.add_argument("--timeout", type=float, default=60.0)
@@ -413,12 +435,19 @@ def main() -> int:
             print(f"client: {error}", file=sys.stderr)
             return 2
         return 0
+    if options.command == "ask":
+        try:
+            print(ask(options.address, options.port, options.words, options.timeout), flush=True)
+        except OSError as error:
+            print(f"client: {error}", file=sys.stderr)
+            return 2
+        return 0
     if options.connections < 1 or options.interval_ms < 0 or options.seconds <= 0:
         print("client: connections >= 1, interval-ms >= 0 and seconds > 0, please", file=sys.stderr)
         return 1
     settings = Settings(
         options.address, options.port, options.connections, options.interval_ms, options.seconds, options.first,
-        options.connect_timeout, options.wait, options.answer_timeout, slots=options.slots, status=options.status,
+        options.connect_timeout, options.wait, options.answer_timeout, options.check_timeout, slots=options.slots, status=options.status,
     )  # fmt: skip
     report = asyncio.run(_run(ContinuityClient(settings)))
     print(json.dumps(report, indent=2))

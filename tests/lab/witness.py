@@ -4,7 +4,8 @@
 """A second opinion on a host, for tests: what the system says, asked without a line of the collection.
 
 Runs on the host with nothing but its Python. Prints one JSON object: files with their hashes, units, listening sockets,
-network interfaces, QEMU processes, packages, and for each named guest what its QEMU answers on the operator's monitor.
+network interfaces, QEMU processes, packages, and for each named guest what its QEMU answers on the operator's monitor and its
+footprint: everything that a round of failover and protection could leave behind, counted.
 
   witness.py [--run-dir DIR] [--tree DIR]... [GUEST]...
 """
@@ -12,10 +13,12 @@ network interfaces, QEMU processes, packages, and for each named guest what its 
 from __future__ import annotations
 
 import argparse
+import collections
 import hashlib
 import json
 import os
 import pathlib
+import re
 import socket
 import stat
 import subprocess
@@ -27,6 +30,7 @@ Json = dict[str, t.Any]
 UNITS = ("colo-guest@{}.service", "colo-keeper@{}.service")
 PROPERTIES = ("ActiveState", "InvocationID", "MainPID", "NRestarts", "UnitFileState", "User")
 COMPARE = ("compare_timeout", "expired_scan_cycle", "max_queue_size", "vnet_hdr_support")
+TCP_STATES = {"01": "established", "02": "syn-sent", "08": "close-wait", "0A": "listen"}
 # What is written all the time is known by its inode only: images, locks, sockets.
 MOVING = (".qcow2", ".lock", "/lock", ".sock")
 
@@ -176,12 +180,82 @@ def guest(name: str, run_dir: str) -> Json | None:
         return None  # no QEMU
 
 
+# --- what could be left behind ----------------------------------------------------------------------------------------
+
+
+def sockets() -> dict[str, str]:
+    """Inode to kind of every socket in this network namespace, and TCP's state with it."""
+    found = {}
+    for line in pathlib.Path("/proc/net/unix").read_text().splitlines()[1:]:
+        found[line.split()[6]] = "unix"
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            found[words[9]] = f"tcp {TCP_STATES.get(words[3], words[3])}"
+    return found
+
+
+def descriptors(pid: int) -> list[str]:
+    """One word for each descriptor of a process: a path, or the kind of what has none."""
+    known, found = sockets(), []
+    for entry in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except FileNotFoundError:
+            continue  # closed while we look
+        kind, bracket, inode = target.partition(":[")
+        if kind == "socket" and bracket:
+            found.append(f"socket {known.get(inode[:-1], 'other')}")
+        else:
+            found.append(kind if bracket and kind == "pipe" else target)
+    return found
+
+
+def mappings(pid: int) -> list[str]:
+    """One word for each file that is mapped into a process, and one for each mapping without a file."""
+    found = []
+    for line in pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines():
+        words = line.split(maxsplit=5)
+        found.append(words[5] if len(words) > 5 else "anonymous")
+    return found
+
+
+def processes(name: str) -> Json:
+    """A guest's processes on this host, each with its memory and with everything it holds, as words."""
+    found = {}
+    for what, template in zip(("qemu", "keeper"), UNITS):
+        pid = int(unit(template.format(name))["MainPID"])
+        if pid:
+            words = [f"{what} descriptor: {word}" for word in descriptors(pid)]
+            words += [f"{what} map: {word}" for word in mappings(pid)]
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            resident = int(status.split("VmRSS:")[1].split()[0])
+            found[what] = {"pid": pid, "resident_kib": resident, "words": words}
+    return found
+
+
+def footprint(seen: Json | None, held: Json, trees: t.Iterable[str]) -> dict[str, int]:
+    """What there is of a guest, and of the collection's files, as words with their numbers: two looks can be subtracted."""
+    words: list[str] = []
+    for part in ("nodes", "chardevs", "objects", "exports", "jobs", "devices"):
+        # QEMU numbers the nodes that nobody named
+        words += [f"{part}: {re.sub('^#block[0-9]+$', '#block', item)}" for item in (seen or {}).get(part, [])]
+    for process in held.values():
+        words += process.pop("words")
+    words += [f"file: {line.split()[0]}" for line in files(trees)]
+    return dict(sorted(collections.Counter(words).items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", default="/run/lockstep-colo")
-    parser.add_argument("--tree", action="append", default=[])
+    parser.add_argument("--state-dir", default="/var/lib/lockstep-colo")
+    parser.add_argument("--config-dir", default="/etc/lockstep-colo")
+    parser.add_argument("--tree", action="append", default=[], help="tell every file below it with its content")
     parser.add_argument("guest", nargs="*")
     options = parser.parse_args()
+    held = {each: processes(each) for each in options.guest}  # before we hold a monitor ourselves
+    guests = {each: guest(each, options.run_dir) for each in options.guest}
     seen = {
         "files": files(options.tree),
         "packages": hashlib.sha256(said("dpkg-query", "--show").encode()).hexdigest(),
@@ -189,7 +263,12 @@ def main() -> None:
         "listeners": listeners(),
         "links": links(),
         "qemus": qemus(),
-        "guests": {each: guest(each, options.run_dir) for each in options.guest},
+        "guests": guests,
+        "footprints": {
+            each: footprint(guests[each], held[each], (options.run_dir, options.state_dir, options.config_dir))
+            for each in held
+        },
+        "processes": held,
     }
     print(json.dumps(seen, sort_keys=True))
 
