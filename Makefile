@@ -63,6 +63,11 @@ integration: bootstrap ## integration tests only, beside each real QEMU; some of
 molecule: bootstrap ## molecule scenarios only (uses the lab); one of them: make molecule SCENARIO=site
 	$(PYTEST) tests/gates/test_molecule.py $(if $(SCENARIO),-k 'test_scenario and $(SCENARIO)')
 
+.PHONY: campaign
+campaign: bootstrap ## what takes many runs to show: kills, power cuts, many guests, pauses (an hour); one of them: CAMPAIGN=kills
+	sh tests/lab/prerequisites.sh
+	python tests/lab/campaign.py $(CAMPAIGN)
+
 .PHONY: lint
 lint: bootstrap ## ruff, yamllint, ansible-lint
 	ruff check .

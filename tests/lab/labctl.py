@@ -323,9 +323,9 @@ def accelerator() -> str:
 
 
 def guest_spec(index: int) -> dict[str, Any]:
-    """One entry of colo_guests."""
+    """One entry of colo_guests; they begin on the hosts in turn."""
     return {
-        "hosts": ["alpha", "beta"],
+        "hosts": ["alpha", "beta"] if index % 2 else ["beta", "alpha"],
         "memory_mib": 256,
         "vcpus": 1,
         "disks": [{"name": "data", "size": "64M"}],

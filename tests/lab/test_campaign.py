@@ -1,0 +1,174 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the campaigns make of what they have seen: neither root nor a lab is needed."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import sys
+import threading
+import typing as t
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import campaign_dark
+import campaign_kills
+import campaign_many
+import campaign_pause
+import client
+import witness
+from campaign_report import Report
+from labplay import Play
+
+pytestmark = pytest.mark.fast
+
+GOOD: dict[str, t.Any] = {
+    "connection_survived": True,
+    "connections": 1,
+    "same_boot_id": True,
+    "counter_monotone": True,
+    "lost": 0,
+    "acknowledged": 9,
+}
+
+
+def test_a_report_without_a_criterion_holds_nothing() -> None:
+    report = Report("nothing", ("what",))
+    assert not report.holds
+    assert "FAILS" in report.table()
+    report.criteria = {"one": True, "two": False}
+    assert not report.holds
+    report.criteria["two"] = True
+    assert report.holds
+
+
+def test_a_table_has_all_its_cells() -> None:
+    report = Report("figures", ("what", "s"), rows=[("site.yml", 1.234), ("none", None)], criteria={"it ends": True})
+    assert report.table().splitlines()[2:5] == ["what      s", "site.yml  1.23", "none      -"]
+    assert report.as_json()["rows"] == [{"what": "site.yml", "s": 1.234}, {"what": "none", "s": None}]
+
+
+def test_what_was_left_behind_is_found_and_what_wavers_is_not() -> None:
+    first = {"nodes: parent0": 1, "qemu descriptor: socket unix": 6, "qemu map: anonymous": 80}
+    assert campaign_kills.difference(first, first | {"qemu map: anonymous": 90}) == {}
+    now = {"qemu descriptor: socket unix": 7, "nodes: nbd0": 1}
+    assert campaign_kills.difference(first, now) == {
+        "nodes: nbd0": (0, 1),
+        "nodes: parent0": (1, 0),
+        "qemu descriptor: socket unix": (6, 7),
+    }
+
+
+def test_growth_is_told_from_wavering() -> None:
+    assert campaign_kills.grows([80, 81, 82, 83, 84, 85, 86, 87, 88, 89])
+    assert not campaign_kills.grows([80, 85, 79, 83, 81, 84, 80, 82, 85, 83])
+    assert not campaign_kills.grows([])
+
+
+def a_round(**changes: t.Any) -> dict[str, t.Any]:
+    side = {"counts": dict.fromkeys(campaign_kills.WAVERING, 80), "processes": {"qemu": {"pid": 7}}}
+    looks = {"primary": side, "standby": side}
+    return {"protect_s": 9.0, "differs": {"primary": {}, "standby": {}}, "looks": looks, **changes}
+
+
+def test_ten_kills_are_judged() -> None:
+    assert all(campaign_kills.judge([a_round()] * 10, GOOD, 10, "standby").values())
+
+    def failing(
+        rounds: list[dict[str, t.Any]], report: dict[str, t.Any], kills: campaign_kills.Victim = "serving"
+    ) -> int:
+        return list(campaign_kills.judge(rounds, report, 10, kills).values()).count(False)
+
+    assert failing([a_round()] * 9, GOOD) == 1
+    assert failing([a_round()] * 9 + [a_round(protect_s=31.0)], GOOD) == 1
+    assert failing([a_round()] * 9 + [a_round(differs={"primary": {"nodes: nbd0": (0, 1)}})], GOOD) == 1
+    assert failing([a_round()] * 10, {**GOOD, "lost": 1}) == 1
+    assert failing([a_round()] * 10, {**GOOD, "connection_survived": False}) == 1
+    other = a_round()["looks"] | {"primary": {**a_round()["looks"]["primary"], "processes": {"qemu": {"pid": 8}}}}
+    assert failing([a_round()] * 9 + [a_round(looks=other)], GOOD, "standby") == 1
+
+
+def test_the_moments_of_a_seed_can_be_had_again() -> None:
+    drawn = campaign_dark.chances(7, 20, ("alpha", "beta"))
+    assert drawn == campaign_dark.chances(7, 20, ("alpha", "beta"))
+    assert drawn != campaign_dark.chances(8, 20, ("alpha", "beta"))
+    for phase in campaign_dark.PHASES:
+        assert sum(chance.phase == phase for chance in drawn) == 5
+    assert all(sorted(chance.order) == sorted(chance.back) == ["alpha", "beta"] for chance in drawn)
+    assert {chance.delayed for chance in drawn} == {True, False}
+
+
+def a_darkness(**changes: t.Any) -> dict[str, t.Any]:
+    return {"outcome": "started", "missing": 0, "reasons": [], "delayed": True, "early": "unreachable", **changes}
+
+
+def test_darkness_is_judged() -> None:
+    def failing(*rounds: dict[str, t.Any]) -> int:
+        return list(campaign_dark.judge(list(rounds), 2).values()).count(False)
+
+    assert failing(a_darkness(), a_darkness(outcome="refused; failover.yml", reasons=["why"])) == 0
+    assert failing(a_darkness()) == 1
+    assert failing(a_darkness(), a_darkness(missing=1)) == 1
+    assert failing(a_darkness(), a_darkness(early=None)) == 1
+    assert failing(a_darkness(), a_darkness(outcome="NO WAY OUT", reasons=["why"], missing=None)) == 1
+    assert failing(a_darkness(), a_darkness(outcome="refused; run again")) == 1
+
+
+def test_a_refusal_gives_its_reasons(tmp_path: pathlib.Path) -> None:
+    log = tmp_path / "site.log"
+    log.write_text(
+        "[ERROR]: Task failed: Action failed: web1 is degraded: why\nOrigin: /site.yml:1\nfatal: [alpha]: FAILED! => {}\n"
+        "fatal: [beta]: UNREACHABLE! => {}\n"
+    )
+    play = Play("site", 0.0, 1.0, 2, [], log)
+    assert campaign_dark.reasons(play) == ["web1 is degraded: why", "beta is unreachable"]
+    log.write_text("Traceback\n")
+    assert campaign_dark.reasons(play) == ["exit code 2"]
+
+
+def test_a_guest_whose_failover_failed_has_no_figure(tmp_path: pathlib.Path) -> None:
+    done = {"actions": ["yank"], "timings": {"total_ms": 120.0}}
+    guests = {"web1": done, "web2": {**done, "error": {"error_code": "deadline_passed"}}, "web3": {"actions": []}}
+    lines = [{"module": "colo_failover", "guests": guests}, {"module": "colo_info", "guests": {"web4": done}}]
+    assert campaign_many.module_ms(Play("failover", 0.0, 1.0, 2, lines, tmp_path / "log")) == {"web1": 120.0}
+
+
+def test_the_slowest_of_ours_meets_the_fastest_of_theirs() -> None:
+    def trial(milliseconds: float) -> dict[str, float]:
+        return {"guest_pause_ms": milliseconds, "client_gap_ms": milliseconds}
+
+    assert all(campaign_pause.judge([trial(90), trial(100)], [trial(500), trial(900)], 2).values())
+    assert not all(campaign_pause.judge([trial(90), trial(101)], [trial(500), trial(900)], 2).values())
+    assert not all(campaign_pause.judge([], [], 2).values())
+
+
+def test_descriptors_are_told_by_kind() -> None:
+    before = witness.descriptors(os.getpid())
+    with socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX), open("/dev/null", "rb"):
+        now = witness.descriptors(os.getpid())
+    for word in ("socket tcp listen", "/dev/null"):
+        assert now.count(word) == before.count(word) + 1
+    assert len(now) == len(before) + 3
+    assert "[stack]" in witness.mappings(os.getpid())
+
+
+def test_one_line_is_asked_and_answered() -> None:
+    def answer(server: socket.socket) -> None:
+        line, _address = server.accept()
+        with line:
+            assert line.recv(100) == b"check 5 9\n"
+            line.sendall(b"check 5 9 4\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        said = client.ask("127.0.0.1", server.getsockname()[1], ["check", "5", "9"], 5.0)
+        thread.join()
+    assert client.parse_check(said.encode()) == 4
+    with pytest.raises(ValueError, match="not an answer"):
+        client.parse_check(b"error no disk\n")
