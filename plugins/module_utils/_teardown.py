@@ -41,7 +41,7 @@ def not_off(guest: str, sides: t.Iterable[Side]) -> str:
         )
     if unreachable:
         reasons.append(
-            f"{' and '.join(unreachable)} cannot be reached, which counts as running: repair the way there; a host that is "
+            f"{' and '.join(unreachable)} does not answer, which counts as running: repair the way there; a host that is "
             "gone for good is left out of the run with --limit"
         )
     return "; ".join(reasons)

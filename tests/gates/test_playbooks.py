@@ -267,7 +267,7 @@ TEARDOWNS: dict[str, tuple[list[str], dict[str, t.Any], list[str]]] = {
     "host that cannot be reached": (
         [],
         {"ansible_host": "nowhere"},
-        ["primary on alpha", "beta cannot be reached, which counts as running", "--limit"],
+        ["primary on alpha", "beta does not answer, which counts as running", "--limit"],
     ),
     "disks of all": (
         ["-e", "colo_delete_disks=all"],
