@@ -11,7 +11,14 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _guest, _pair, _states, _teardown
+from ansible_collections.lockstep.colo.plugins.module_utils import (
+    _features,
+    _generation,
+    _guest,
+    _pair,
+    _states,
+    _teardown,
+)
 from ansible_collections.lockstep.colo.plugins.module_utils import _rehearsal as _rehearsal_of
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 
@@ -58,6 +65,26 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
         return _pair.Side(host, None)
     record = None if seen["record"] is None else _generation.Record.from_dict(dict(seen["record"]))
     return _pair.Side(host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"])
+
+
+def _mixed(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
+    """One refusal for each guest whose two hosts have QEMUs that must not meet; a host that was not asked says nothing."""
+    found = {host: _qemu_version(answer) for host, answer in _answers(guests, hostvars, register).items()}
+    lines: list[str] = []
+    for name, guest in guests.items():
+        versions = {host: version for host in guest["hosts"] if (version := found[host])}
+        problem = _features.mixed(name, versions)
+        if problem is not None:
+            lines.append(problem.as_dict()["line"])
+    return lines
+
+
+def _qemu_version(answer: t.Any) -> _features.Version | None:
+    version = ((answer or {}).get("host", {}).get("qemu") or {}).get("version")
+    if version is None:
+        return None
+    major, minor, micro = (int(part) for part in str(version).split("."))
+    return major, minor, micro
 
 
 def _verdicts(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> Json:
@@ -316,6 +343,7 @@ class FilterModule:
             "not_protected": _wrapped(_not_protected),
             "failover_report": _wrapped(_failover_report),
             "resync_report": _wrapped(_resync_report),
+            "mixed": _wrapped(_mixed),
             "verdicts": _wrapped(_verdicts),
             "wished": _wrapped(_wished),
             "failovers": _wrapped(_failovers),

@@ -205,6 +205,23 @@ def version_refusal(version: Version) -> str | None:
     return None
 
 
+def mixed(guest: str, found: t.Mapping[str, Version]) -> Problem | None:
+    """The refusal of a pair (host to version) of which one has QEMU 11 and the other an earlier one.
+
+    They do not understand each other's COLO. Seen with 11.1.3 and 10.0.13: a standby of 10.0 takes the guest of an 11.1
+    primary for an ordinary migration and runs it.
+    """
+    if len({version < (11, 0, 0) for version in found.values()}) < 2:
+        return None
+    words = {host: ".".join(map(str, version)) for host, version in found.items()}
+    return Problem(
+        "qemu_mixed",
+        f"colo_guests.{guest}.hosts",
+        words,
+        "their QEMUs do not understand each other's COLO: install the same series on both (docs/runbooks/maintenance.md)",
+    )
+
+
 def tested(version: Version) -> bool:
     """Whether this release series is one COLO was seen to work on."""
     return version[:2] in ((10, 0), (10, 1), (10, 2), (11, 1))

@@ -407,3 +407,28 @@ def test_what_a_guest_has_on_a_host() -> None:
     place = f"/etc/systemd/network/05-colo-{definition['nics'][0]['tap']}.netdev"
     found = FILTERS["devices"](links, [place], [definition], {})
     assert found == {"go": ["web1-nic0"], "stay": [], "names": ["web1-nic0"], "files": [place]}
+
+
+# --- releases ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "mixed"),
+    [
+        ("11.1.3", "11.1.3", False),
+        ("11.1.2", "11.2.0", False),
+        ("10.0.13", "10.2.0", False),
+        ("11.1.3", "10.0.13", True),
+        ("10.2.0", "11.0.0", True),
+        ("11.1.3", None, False),
+    ],
+)
+def test_releases_that_must_not_meet(one: str, two: str | None, mixed: bool) -> None:
+    asked = {
+        host: {"asked": {"host": {"qemu": version and {"version": version}}}}
+        for host, version in (("alpha", one), ("beta", two))
+    }
+    lines = FILTERS["mixed"](GUESTS, asked, "asked")
+    assert bool(lines) == mixed
+    assert all("qemu_mixed" in line and "web1" in line and one in line for line in lines)
+    assert FILTERS["mixed"](GUESTS, {}, "asked") == []
