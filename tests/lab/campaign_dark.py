@@ -230,8 +230,19 @@ class Pair:
 def campaign(stage: Stage, report: Report, rounds: int, seed: int, tags: tuple[str, ...] = ()) -> None:
     """All rounds; a round that nobody gets out of ends the campaign."""
     report.title = f"{rounds} times both hosts lose their power, seed {seed}; then {' '.join(('site.yml', *tags))}"
-    report.columns = ("round", "while", "at s", "first lost", "gap s", "first back", "early", "outcome", "site.yml s",
-                 "acknowledged", "missing")  # fmt: skip
+    report.columns = (
+        "round",
+        "while",
+        "at s",
+        "first lost",
+        "gap s",
+        "first back",
+        "early",
+        "outcome",
+        "site.yml s",
+        "acknowledged",
+        "missing",
+    )
     bring_back(stage)
     pair = Pair(stage, tags)
     stage.play("site")
@@ -260,10 +271,21 @@ def one_round(pair: Pair, number: int, chance: Chance, report: Report) -> Json:
     one["early"] = pair.light(chance, try_early=chance.delayed)
     one["outcome"], one["site_s"], one["reasons"] = pair.recover()
     one["missing"] = None if one["outcome"] == "NO WAY OUT" else pair.ledger.missing(stage)
-    report.rows.append((
-        number, chance.phase, one["cut_s"], chance.order[0], chance.gap_s, chance.back[0],
-        "refused" if one["early"] else None, one["outcome"], one["site_s"], one["acknowledged"], one["missing"],
-    ))  # fmt: skip
+    report.rows.append(
+        (
+            number,
+            chance.phase,
+            one["cut_s"],
+            chance.order[0],
+            chance.gap_s,
+            chance.back[0],
+            "refused" if one["early"] else None,
+            one["outcome"],
+            one["site_s"],
+            one["acknowledged"],
+            one["missing"],
+        )
+    )
     stage.say(" ".join(str(cell) for cell in report.rows[-1]) + "".join(f"\n    {why[:300]}" for why in one["reasons"]))
     if one["missing"]:
         pair.ledger.ranges.clear()  # counted once

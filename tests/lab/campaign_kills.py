@@ -107,8 +107,22 @@ def campaign(stage: Stage, report: Report, kills: Victim, rounds: int, tags: tup
         f"{rounds} host kills, each time the host of the {'guest' if kills == 'serving' else 'standby'}; protected again by "
         + " ".join(("site.yml", *tags))
     )
-    report.columns = ("round", "killed", "serves", "failover s", "client waits s", "protected again s", "load", "pause ms",
-                 "QEMU fds", "QEMU maps", "QEMU MiB", "keeper fds", "standby fds", "differs")  # fmt: skip
+    report.columns = (
+        "round",
+        "killed",
+        "serves",
+        "failover s",
+        "client waits s",
+        "protected again s",
+        "load",
+        "pause ms",
+        "QEMU fds",
+        "QEMU maps",
+        "QEMU MiB",
+        "keeper fds",
+        "standby fds",
+        "differs",
+    )
     client = Client(stage)
     done: list[Json] = []
     first: dict[str, Look] = {}
@@ -128,12 +142,24 @@ def campaign(stage: Stage, report: Report, kills: Victim, rounds: int, tags: tup
                 {**result, "looks": {role: dataclasses.asdict(seen) for role, seen in now.items()}, "differs": differs}
             )
             primary, standby = now["primary"], now["standby"]
-            report.rows.append((
-                number, victim, serving, result["failover_s"], result["client_gap_s"], result["protect_s"],
-                result["load"], result["guest_pause_ms"], primary.count("qemu descriptor"), primary.count("qemu map"),
-                primary.figure("qemu", "resident_kib") >> 10, primary.count("keeper descriptor"),
-                standby.count("qemu descriptor"), sum(map(len, differs.values())),
-            ))  # fmt: skip
+            report.rows.append(
+                (
+                    number,
+                    victim,
+                    serving,
+                    result["failover_s"],
+                    result["client_gap_s"],
+                    result["protect_s"],
+                    result["load"],
+                    result["guest_pause_ms"],
+                    primary.count("qemu descriptor"),
+                    primary.count("qemu map"),
+                    primary.figure("qemu", "resident_kib") >> 10,
+                    primary.count("keeper descriptor"),
+                    standby.count("qemu descriptor"),
+                    sum(map(len, differs.values())),
+                )
+            )
             stage.say(f"round {number}: {victim} killed, protected again after {result['protect_s']:.1f} s; {differs}")
     except StageError as error:
         stage.say(f"it ends here: {error}")
