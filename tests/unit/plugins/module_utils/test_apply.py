@@ -777,6 +777,7 @@ def test_a_unit_that_is_killed_is_stopped_as_well(stage: Stage) -> None:
             (f"systemctl kill --kill-whom=main --signal=SIGKILL {UNIT}", (1, "", "not loaded")),
             (f"systemctl stop {UNIT}", (0, "", "")),
             (ACTIVE, (0, "failed\n", "")),
+            (f"systemctl reset-failed {UNIT}", (0, "", "")),
         ),
     )
 
