@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections.abc as c
 import concurrent.futures
+import contextlib
 import os
 import time
 import typing as t
@@ -193,7 +194,9 @@ def _roll_back(
     """Undo what a failed run has built, from what is there now; its own error is told beside the first one."""
     applier = _apply.Applier(guest, module.run_command)
     try:
-        free_main_loop(guest)
+        # what failed may have left a main loop that waits for the peer, and too short a time ago to be called hung
+        with contextlib.suppress(ColoError):
+            free_main_loop(guest, hung_ms=0)
         applier.run(plan(_observe.observe(guest, module.run_command)))
     except ColoError as exc:
         return {"complete": False, "actions": applier.actions, "error": error_dict(exc)}
@@ -202,8 +205,10 @@ def _roll_back(
     return {"complete": True, "actions": applier.actions}
 
 
-def free_main_loop(guest: Guest) -> None:
+def free_main_loop(guest: Guest, hung_ms: float | None = None) -> None:
     """If QEMU has not answered its keeper for long, yank the peer out of band before anything is asked in band.
+
+    Long is ``hung_ms``, or the time after which a peer counts as silent.
 
     A main loop that waits for a silent peer in a disk flush answers nothing until the NBD connection is yanked, and a
     monitor that connects now would never be greeted.
@@ -212,5 +217,5 @@ def free_main_loop(guest: Guest) -> None:
     if state is None or not state["qemu"]["connected"]:
         return
     age_ms = state["qemu"].get("answer_age_ms")
-    if age_ms is not None and age_ms > guest.tuning.heartbeat_timeout_ms:
+    if age_ms is not None and age_ms > (guest.tuning.heartbeat_timeout_ms if hung_ms is None else hung_ms):
         KeeperClient(guest.keeper_socket, _observe.KEEPER_TIMEOUT_S).yank(_topology.yank_instances(guest))

@@ -214,7 +214,8 @@ class Host:
 
     def migrate(self, role: str, state: str, **more: t.Any) -> _guests.Result:
         """colo_migrate."""
-        params = {"role": role, "state": state, "generation": {}, "fenced_by": {}, "timeout_s": 10.0, **more}
+        waits = {"timeout_s": 10.0, "patience_s": 0.0}
+        params = {"role": role, "state": state, "generation": {}, "fenced_by": {}, **waits, **more}
         return _migrate.migrate(NAME, self._module(params))
 
     def fail_over(self, fenced_by: str | None = None, **more: t.Any) -> _guests.Result:

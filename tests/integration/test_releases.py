@@ -104,6 +104,7 @@ def test_colo_host_info(definition: dict[str, t.Any]) -> None:
         "qemu_binary": BINARY,
         "qemu": "require",
         "accept_untested": False,
+        "allow_restart": False,
         "definitions": [definition],
         "bridges": {},
     }

@@ -385,7 +385,7 @@ def test_a_protection_that_fails_is_taken_back_over_a_monitor_that_greets(host: 
     assert found["standing"] == {"before": "alone", "after": "alone"}
     assert result["changed"]
     assert qemu.nodes == ["parent0", "colo-disk0"]
-    assert host.yanked == [guest.keeper_socket]
+    assert host.yanked == [guest.keeper_socket] * 2
     assert [command for command, _a, _o in server.calls if command.startswith("blockdev")] == [
         "blockdev-add",
         "blockdev-mirror",
