@@ -47,7 +47,7 @@ def test_shell_syntax() -> None:
         run("bash", "-n", name, timeout_s=10)
 
 
-@pytest.mark.parametrize("command", [pytest.param("sanity", marks=pytest.mark.fast), "units"])
+@pytest.mark.parametrize("command", ["sanity", "units"])
 def test_ansible_test(command: str) -> None:
     run(sys.executable, TOP / "scripts" / "ansible_test.py", command, timeout_s=1200)
 
