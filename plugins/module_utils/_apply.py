@@ -530,7 +530,7 @@ class Applier:
                     ) from exc
                 if time.monotonic() >= deadline:
                     raise DeadlineError(f"a greeting on {self.guest.qmp_socket}", step.timeout_s) from exc
-                # a socket that is not there yet cannot be waited on in any other way
+                # a socket that is not there yet cannot be connected to and waited on; ends with the step's deadline
                 time.sleep(0.02)
 
     def _stop_unit(self, step: Step, deadline: float) -> None:

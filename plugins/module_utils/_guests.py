@@ -194,7 +194,8 @@ def _roll_back(
     """Undo what a failed run has built, from what is there now; its own error is told beside the first one."""
     applier = _apply.Applier(guest, module.run_command)
     try:
-        # what failed may have left a main loop that waits for the peer, and too short a time ago to be called hung
+        # What failed may have left a main loop that waits for the peer, and too short a time ago to be called hung. Where the
+        # keeper cannot help, the observation that follows says what is wrong.
         with contextlib.suppress(ColoError):
             free_main_loop(guest, hung_ms=0)
         applier.run(plan(_observe.observe(guest, module.run_command)))

@@ -72,7 +72,7 @@ def await_silence(guest: Guest) -> None:
     interval_ms = guest.tuning.heartbeat_interval_ms
     end = time.monotonic() + (_states.silence_limit_ms(interval_ms) + interval_ms) / 1000
     while time.monotonic() < end and _states.peer_alive(keeper_state(guest), interval_ms):
-        # silence cannot be waited for in any other way
+        # that nothing comes is no event that could be awaited; ends with the loop's own deadline
         time.sleep(0.02)
 
 
@@ -83,7 +83,7 @@ def await_release(guest: Guest, timeout_s: float) -> str:
     while known is None or not _states.peer_released(keeper_state(guest), known.generation):
         if time.monotonic() >= end:
             raise DeadlineError(f"the keeper on {guest.peer} saying that its QEMU has ended", timeout_s)
-        # the keeper's API has no wait
+        # the keeper answers questions and announces nothing; ends with timeout_s
         time.sleep(0.01)
     return f"the keeper on {guest.peer} said that its QEMU has ended (switchover)"
 
@@ -106,8 +106,8 @@ def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = Non
         except ColoError as exc:
             if exc.error_code not in ("qmp_lost", "qmp_unreachable") or time.monotonic() >= end:
                 return dataclasses.replace(seen, trouble=f"{exc.error_code}: {exc.message}")
-        # It is leaving, or does not listen yet: systemd tells which, a moment later and to nobody who waits.
         monitor = None
+        # It is leaving, or does not listen yet: systemd tells which, a moment later and to nobody who waits. PASSING_S ends it.
         time.sleep(0.02)
 
 
