@@ -18,6 +18,12 @@ if t.TYPE_CHECKING:
 
 SCENARIOS = sorted(path.parent.name for path in TOP.glob("molecule/*/molecule.yml") if path.parent.name != "default")
 STATE = TOP / "build" / "molecule"
+EVIDENCE = TOP / "build" / "evidence"
+
+
+def _journal(lab: Lab, host: str) -> str:
+    shown = lab.ctl("exec", host, "--", "journalctl", "-b", "--no-pager", "-n", "400", "-u", "colo-*", check=False)
+    return shown.stdout + shown.stderr
 
 
 @pytest.mark.fast
@@ -26,7 +32,7 @@ def test_there_are_scenarios() -> None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_scenario(scenario: str, lab: Lab) -> None:
+def test_scenario(scenario: str, lab: Lab, capfd: pytest.CaptureFixture[str]) -> None:
     # Molecule remembers between runs; a run begins with what is, not with what it remembers.
     shutil.rmtree(STATE, ignore_errors=True)
     try:
@@ -37,11 +43,15 @@ def test_scenario(scenario: str, lab: Lab) -> None:
             env={"MOLECULE_EPHEMERAL_DIRECTORY": str(STATE), "MOLECULE_GLOB": "molecule/*/molecule.yml"},
         )
     except pytest.fail.Exception:
-        for host in lab.data["hosts"]:
-            journal = lab.ctl(
-                "exec", host, "--", "journalctl", "-b", "--no-pager", "-n", "200", "-u", "colo-*", check=False
-            )
-            print(f"--- {host}: journal of the guests\n{journal.stdout}{journal.stderr}")
+        # Whole, for whoever can read files; and what matters most last, where a log that is cut in the middle still has it.
+        told = capfd.readouterr().out
+        journals = {host: _journal(lab, host) for host in lab.data["hosts"]}
+        EVIDENCE.mkdir(parents=True, exist_ok=True)
+        whole = "\n".join([told, *(f"--- {host}: journal of the guests\n{text}" for host, text in journals.items())])
+        (EVIDENCE / f"molecule-{scenario}.log").write_text(whole)
+        for host, text in journals.items():
+            print(f"--- {host}: the end of the guests' journal", *text.splitlines()[-25:], sep="\n")
+        print("--- molecule: the end of what it printed", *told.splitlines()[-50:], sep="\n")
         raise
     recap = re.findall(
         rf"^{re.escape(scenario)}\s*: actions=([0-9]+) .*missing=([0-9]+)\s+failed=([0-9]+)", output, re.MULTILINE
