@@ -3,18 +3,18 @@
 # Copyright (c) 2026, lockstep.colo maintainers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Module: the parent image of one disk."""
+"""Module: the parent images of disks."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: colo_image
-short_description: Make a guest's disk image once, and never overwrite it
+short_description: Make disk images once, and never overwrite them
 version_added: 0.1.0
 author:
   - lockstep.colo maintainers (@lockstep-colo)
 description:
-  - Makes a qcow2 image, blank or from a source image, unless it is there already.
+  - Makes qcow2 images, blank or from a source image, unless they are there already.
   - An image that is there is never changed.
     When its virtual size is not the one asked for, the module fails and leaves it.
   - The image is made beside its path and gets its name when it is complete and on the disk.
@@ -32,34 +32,41 @@ attributes:
   idempotent:
     support: full
 options:
-  path:
+  images:
     description:
-      - Where the image is. Its directory must exist (in check mode it may be missing).
-    type: path
+      - The images. They are made in this order, all with the same owner and mode; the first error ends it.
+    type: list
+    elements: dict
     required: true
-  size:
-    description:
-      - Virtual size, in bytes or with one of the units K, M, G and T (powers of 1024). A multiple of 512 bytes.
-      - A source that is smaller is enlarged to it.
-    type: str
-    required: true
-  source:
-    description:
-      - An image file on the host to begin with. Without it the disk is blank.
-    type: path
-  source_format:
-    description:
-      - Format of O(source).
-    type: str
-    choices: [qcow2, raw]
-    default: qcow2
-  checksum:
-    description:
-      - The SHA-256 of O(source), as C(sha256:) and 64 hexadecimal digits. It is verified before the source is used.
-    type: str
+    suboptions:
+      path:
+        description:
+          - Where the image is. Its directory must exist (in check mode it may be missing).
+        type: path
+        required: true
+      size:
+        description:
+          - Virtual size, in bytes or with one of the units K, M, G and T (powers of 1024). A multiple of 512 bytes.
+          - A source that is smaller is enlarged to it.
+        type: str
+        required: true
+      source:
+        description:
+          - An image file on the host to begin with. Without it the disk is blank.
+        type: path
+      source_format:
+        description:
+          - Format of the source.
+        type: str
+        choices: [qcow2, raw]
+        default: qcow2
+      checksum:
+        description:
+          - The SHA-256 of the source, as C(sha256:) and 64 hexadecimal digits. It is verified before the source is used.
+        type: str
   state:
     description:
-      - The image is there. There is no other state, as nothing here destroys data.
+      - The images are there. There is no other state, as nothing here destroys data.
     type: str
     choices: [present]
     default: present
@@ -68,31 +75,27 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: A blank disk
+- name: A blank disk, and one from a cloud image
   lockstep.colo.colo_image:
-    path: /var/lib/lockstep-colo/web1/data.qcow2
-    size: 20G
-    owner: colo
-    group: colo
-    mode: "0600"
-
-- name: A disk from a cloud image
-  lockstep.colo.colo_image:
-    path: /var/lib/lockstep-colo/web1/root.qcow2
-    size: 20G
-    source: /srv/images/debian-13.qcow2
-    source_format: qcow2
-    checksum: sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    images:
+      - path: /var/lib/lockstep-colo/web1/data.qcow2
+        size: 20G
+      - path: /var/lib/lockstep-colo/web1/root.qcow2
+        size: 20G
+        source: /srv/images/debian-13.qcow2
+        source_format: qcow2
+        checksum: sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     owner: colo
     group: colo
     mode: "0600"
 """
 
 RETURN = r"""
-image:
-  description: The image as it is after the module ran.
+images:
+  description: The images as they are after the module ran.
   returned: success
-  type: dict
+  type: list
+  elements: dict
   contains:
     path:
       description: Where it is.
@@ -125,35 +128,48 @@ from ansible_collections.lockstep.colo.plugins.module_utils._module import run_m
 
 
 def ensure(module: AnsibleModule) -> dict[str, t.Any]:
-    """Make the image if it is not there, and see to its owner and mode."""
-    params = module.params
-    wish = _image.Wish(
-        path=params["path"],
-        size_bytes=_guest.size_bytes("size", params["size"]),
-        source=params["source"],
-        source_format=params["source_format"],
-        checksum=params["checksum"],
-    )
+    """Make the images that are not there, and see to the owner and mode of all."""
+    wishes = [
+        _image.Wish(
+            path=image["path"],
+            size_bytes=_guest.size_bytes(f"images[{number}].size", image["size"]),
+            source=image["source"],
+            source_format=image["source_format"],
+            checksum=image["checksum"],
+        )
+        for number, image in enumerate(module.params["images"])
+    ]
 
     def own(path: str) -> bool:
-        return bool(module.set_fs_attributes_if_different(module.load_file_common_arguments(params, path=path), False))
+        common = module.load_file_common_arguments(module.params, path=path)
+        return bool(module.set_fs_attributes_if_different(common, False))
 
-    made = _image.ensure_parent(module.run_command, wish, module.check_mode, own)
-    image = {"path": wish.path, "format": "qcow2", "virtual_size": wish.size_bytes, "made": made}
-    owned = False if made and module.check_mode else own(wish.path)
-    before = {"path": wish.path, "state": "absent"} if made else image
-    return {"changed": made or owned, "image": image, "diff": {"before": before, "after": image}}
+    changed = False
+    images: list[dict[str, t.Any]] = []
+    for wish in wishes:
+        made = _image.ensure_parent(module.run_command, wish, module.check_mode, own)
+        owned = False if made and module.check_mode else own(wish.path)
+        changed = changed or made or owned
+        images.append({"path": wish.path, "format": "qcow2", "virtual_size": wish.size_bytes, "made": made})
+    return {"changed": changed, "images": images, "diff": [_diff(image) for image in images]}
+
+
+def _diff(image: dict[str, t.Any]) -> dict[str, t.Any]:
+    return {"before": {"path": image["path"], "state": "absent"} if image["made"] else image, "after": image}
 
 
 def main() -> None:
     """Entry point."""
+    image = {
+        "path": {"type": "path", "required": True},
+        "size": {"type": "str", "required": True},
+        "source": {"type": "path"},
+        "source_format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
+        "checksum": {"type": "str"},
+    }
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
-            "size": {"type": "str", "required": True},
-            "source": {"type": "path"},
-            "source_format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
-            "checksum": {"type": "str"},
+            "images": {"type": "list", "elements": "dict", "required": True, "options": image},
             "state": {"type": "str", "choices": ["present"], "default": "present"},
         },
         add_file_common_args=True,

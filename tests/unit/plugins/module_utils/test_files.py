@@ -1,57 +1,133 @@
 # Copyright (c) 2026, lockstep.colo maintainers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A set of files is written in one go, each as a whole."""
+"""Directories and files are made in one go, each file as a whole."""
 
 from __future__ import annotations
 
+import grp
+import os
 import pathlib
+import pwd
+import typing as t
 
 import pytest
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _files
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 
-FILES = {"one.txt": "1\n", "more/two.txt": "2\n"}
+OWNER = pwd.getpwuid(os.geteuid()).pw_name
+GROUP = grp.getgrgid(os.getegid()).gr_name
 
 
-def test_files_are_written_once(tmp_path: pathlib.Path) -> None:
-    top = tmp_path / "lib"
-    assert [change.name for change in _files.write_files(str(top), FILES, False)] == ["more/two.txt", "one.txt"]
-    assert (top / "more" / "two.txt").read_text() == "2\n"
-    assert (top / "one.txt").stat().st_mode & 0o777 == 0o644
-    assert (top / "more").stat().st_mode & 0o777 == 0o755
-    assert _files.write_files(str(top), FILES, False) == []
-    assert sorted(path.name for path in top.rglob("*")) == ["more", "one.txt", "two.txt"]
+def file(content: str, mode: int = 0o644) -> _files.State:
+    return _files.State(content, OWNER, GROUP, mode)
 
 
-def test_check_mode_writes_nothing(tmp_path: pathlib.Path) -> None:
-    assert len(_files.write_files(str(tmp_path / "lib"), FILES, True)) == 2
-    assert list(tmp_path.iterdir()) == []
+def directory(mode: int = 0o755) -> _files.State:
+    return _files.State(None, OWNER, GROUP, mode)
 
 
-def test_what_differs_is_replaced(tmp_path: pathlib.Path) -> None:
-    _files.write_files(str(tmp_path), FILES, False)
-    (tmp_path / "one.txt").write_text("changed")
-    (tmp_path / "more" / "two.txt").chmod(0o600)
-    assert _files.write_files(str(tmp_path), FILES, False) == [
-        _files.Change("more/two.txt", "2\n", "2\n"),
-        _files.Change("one.txt", "changed", "1\n"),
+def wishes(top: pathlib.Path) -> list[tuple[str, _files.State]]:
+    return [
+        (f"{top}/own", directory(0o700)),
+        (f"{top}/own/one.txt", file("1\n", 0o640)),
+        (f"{top}/more/two.txt", file("2\n")),
     ]
-    (tmp_path / "one.txt").write_bytes(b"\xff\xfe")
-    assert _files.write_files(str(tmp_path), FILES, False) == [_files.Change("one.txt", "", "1\n")]
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", ""])
-def test_names_stay_below_the_directory(tmp_path: pathlib.Path, name: str) -> None:
+def paths(changes: list[_files.Change], top: pathlib.Path) -> list[str]:
+    return [os.path.relpath(change.path, top) for change in changes]
+
+
+def code(function: t.Callable[..., object], *args: t.Any) -> str:
     with pytest.raises(ColoError) as caught:
-        _files.write_files(str(tmp_path / "lib"), {name: "x"}, False)
-    assert caught.value.error_code == "bad_input"
+        function(*args)
+    return caught.value.error_code
+
+
+def test_everything_is_made_once(tmp_path: pathlib.Path) -> None:
+    top = tmp_path / "lib"
+    assert paths(_files.ensure(wishes(top), False), top) == ["own", "own/one.txt", "more/two.txt"]
+    assert (top / "more" / "two.txt").read_text() == "2\n"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [top, *top.rglob("*")]}
+    assert modes == {"lib": 0o755, "own": 0o700, "more": 0o755, "one.txt": 0o640, "two.txt": 0o644}
+    assert _files.ensure(wishes(top), False) == []
+
+
+def test_check_mode_makes_nothing(tmp_path: pathlib.Path) -> None:
+    assert len(_files.ensure(wishes(tmp_path / "lib"), True)) == 3
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "one.txt").mkdir()
-    with pytest.raises(ColoError) as caught:
-        _files.write_files(str(tmp_path), {"one.txt": "x"}, False)
-    assert caught.value.error_code == "file_not_written"
+def test_what_differs_is_mended(tmp_path: pathlib.Path) -> None:
+    _files.ensure(wishes(tmp_path), False)
+    one, two = tmp_path / "own" / "one.txt", tmp_path / "more" / "two.txt"
+    one.write_text("changed")
+    two.chmod(0o600)
+    (tmp_path / "own").chmod(0o755)
+    inode = two.stat().st_ino
+    expected = [
+        _files.Change(f"{tmp_path}/own", directory(0o755), directory(0o700)),
+        _files.Change(str(one), file("changed", 0o640), file("1\n", 0o640)),
+        _files.Change(str(two), file("2\n", 0o600), file("2\n")),
+    ]
+    assert _files.ensure(wishes(tmp_path), True) == expected
+    assert _files.ensure(wishes(tmp_path), False) == expected
+    assert _files.ensure(wishes(tmp_path), False) == []
+    assert two.stat().st_ino == inode
+    one.write_bytes(b"\xff\xfe")
+    assert paths(_files.ensure(wishes(tmp_path), False), tmp_path) == ["own/one.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_owners_are_given(tmp_path: pathlib.Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    group = grp.getgrgid(nobody.pw_gid).gr_name
+    made = [
+        (f"{tmp_path}/{name}", _files.State(content, "nobody", group, 0o700))
+        for name, content in (("a", None), ("b", ""))
+    ]
+    for name in ("a", "b"):
+        assert len(_files.ensure(made, False)) == 2
+        assert _files.ensure(made, False) == []
+        status = (tmp_path / name).stat()
+        assert (status.st_uid, status.st_gid) == (nobody.pw_uid, nobody.pw_gid)
+        for path, _state in made:
+            os.chown(path, 0, 0)
+
+
+def test_what_a_killed_run_left_is_no_obstacle(tmp_path: pathlib.Path) -> None:
+    part = tmp_path / "one.txt.part"
+    part.write_text("half")
+    _files.ensure([(f"{tmp_path}/one.txt", file("1\n"))], False)
+    assert (tmp_path / "one.txt").read_text() == "1\n"
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("path", ["etc/passwd", "/etc/../x", "/a//b", "/a/./b", "/", ""])
+def test_paths_are_absolute_and_plain(path: str) -> None:
+    assert code(_files.ensure, [(path, file("x"))], True) == "bad_input"
+
+
+@pytest.mark.parametrize(("owner", "group"), [("no-such-user", GROUP), (OWNER, "no-such-group")])
+def test_an_owner_that_is_not_there(tmp_path: pathlib.Path, owner: str, group: str) -> None:
+    wish = (f"{tmp_path}/second", _files.State(None, owner, group, 0o755))
+    assert code(_files.ensure, [(f"{tmp_path}/first", directory()), wish], False) == "bad_input"
+    assert list(tmp_path.iterdir()) == []
+    assert len(_files.ensure([wish], True)) == 1  # it may be one that is still to be made
+
+
+@pytest.mark.parametrize("text", ["", "64", "0888", "u=rw", "06440"])
+def test_modes_are_octal(text: str) -> None:
+    assert code(_files.mode, text) == "bad_input"
+    assert _files.mode("0640") == 0o640
+
+
+def test_what_is_of_another_kind_stays(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").write_text("x")
+    assert code(_files.ensure, [(f"{tmp_path}/one", file("x"))], False) == "file_not_written"
+    assert code(_files.ensure, [(f"{tmp_path}/two", directory())], False) == "file_not_written"
+    assert code(_files.ensure, [(f"{tmp_path}/two/x", file("x"))], False) == "file_not_written"
+    assert (tmp_path / "two").read_text() == "x"

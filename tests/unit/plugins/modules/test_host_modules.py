@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import typing as t
 
@@ -15,6 +16,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.lockstep.colo.plugins.modules import colo_absent, colo_files, colo_host_info, colo_image
 from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_features import answers
+from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_files import GROUP, OWNER
 from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_image import SIZE, qcow2
 
 Script = list[tuple[str, tuple[int, str, str]]]
@@ -49,30 +51,30 @@ def run(module: t.Any, capsys: pytest.CaptureFixture[str], **options: t.Any) -> 
 
 def test_image_is_made_once(tmp_path: pathlib.Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "root.qcow2")
-    options = {"path": path, "size": "64M", "mode": "0640"}
+    options = {"images": [{"path": path, "size": "64M"}], "mode": "0640"}
 
     would = run(colo_image, capsys, **options, _ansible_check_mode=True)
-    assert (would["changed"], would["image"]["made"]) == (True, True)
+    assert (would["changed"], would["images"][0]["made"]) == (True, True)
     assert not pathlib.Path(path).exists()
 
     script.append((f"{path}.part {SIZE}", (0, "", "")))
     made = run(colo_image, capsys, **options)
     assert script == []
     assert made["changed"]
-    assert made["image"] == {"path": path, "format": "qcow2", "virtual_size": SIZE, "made": True}
-    assert made["diff"]["before"] == {"path": path, "state": "absent"}
+    assert made["images"] == [{"path": path, "format": "qcow2", "virtual_size": SIZE, "made": True}]
+    assert made["diff"][0]["before"] == {"path": path, "state": "absent"}
     assert pathlib.Path(path).stat().st_mode & 0o777 == 0o640
 
     again = run(colo_image, capsys, **options)
-    assert (again["changed"], again["image"]["made"]) == (False, False)
-    assert again["diff"]["before"] == again["diff"]["after"]
+    assert (again["changed"], again["images"][0]["made"]) == (False, False)
+    assert again["diff"][0]["before"] == again["diff"][0]["after"]
 
 
 def test_image_gets_its_mode_back(tmp_path: pathlib.Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "root.qcow2"
     path.write_bytes(qcow2())
     path.chmod(0o644)
-    assert run(colo_image, capsys, path=str(path), size="64M", mode="0600")["changed"]
+    assert run(colo_image, capsys, images=[{"path": str(path), "size": "64M"}], mode="0600")["changed"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert script == []
 
@@ -80,18 +82,57 @@ def test_image_gets_its_mode_back(tmp_path: pathlib.Path, script: Script, capsys
 def test_image_errors_carry_a_code(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "root.qcow2"
     path.write_bytes(qcow2())
-    result = run(colo_image, capsys, path=str(path), size="128M")
+    result = run(colo_image, capsys, images=[{"path": str(path), "size": "128M"}])
     assert (result["failed"], result["error_code"]) == (True, "image_size_differs")
-    assert run(colo_image, capsys, path=str(path), size="a lot")["error_code"] == "bad_input"
+    result = run(
+        colo_image, capsys, images=[{"path": f"{path}.new", "size": "64M"}, {"path": str(path), "size": "a lot"}]
+    )
+    assert (result["error_code"], result["details"]["variable"]) == ("bad_input", "images[1].size")
+    assert os.listdir(tmp_path) == ["root.qcow2"]
+
+
+def test_many_images_are_one_call(tmp_path: pathlib.Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    there, new = str(tmp_path / "root.qcow2"), str(tmp_path / "data.qcow2")
+    pathlib.Path(there).write_bytes(qcow2())
+    os.chmod(there, 0o600)
+    script.append((f"{new}.part {SIZE}", (0, "", "")))
+    images = [{"path": path, "size": "64M"} for path in (there, new)]
+    result = run(colo_image, capsys, images=images, mode="0600")
+    assert result["changed"]
+    assert [(image["path"], image["made"]) for image in result["images"]] == [(there, False), (new, True)]
+    assert [diff["before"] == diff["after"] for diff in result["diff"]] == [True, False]
+    assert not run(colo_image, capsys, images=images, mode="0600")["changed"]
 
 
 def test_files(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"path": str(tmp_path / "lib"), "files": {"one.txt": "1\n"}}
+    rights = {"owner": OWNER, "group": GROUP}
+    top, one = str(tmp_path / "lib"), str(tmp_path / "lib" / "one.txt")
+    options = {
+        "directories": [{"path": top, **rights}],
+        "files": [{"path": one, "content": "1\n", "mode": "0600", **rights}],
+    }
     would = run(colo_files, capsys, **options, _ansible_check_mode=True)
-    assert (would["changed"], would["written"]) == (True, ["one.txt"])
-    assert would["diff"][0]["after"] == "1\n"
-    assert run(colo_files, capsys, **options)["changed"]
-    assert not run(colo_files, capsys, **options)["changed"]
+    assert (would["changed"], would["written"]) == (True, [top, one])
+    assert [(diff["after_header"], diff["before"], diff["after"]) for diff in would["diff"]] == [
+        (top, {"state": "absent"}, {**rights, "mode": "0755"}),
+        (one, "", "1\n"),
+        (one, {"state": "absent"}, {**rights, "mode": "0600"}),
+    ]
+    assert not os.path.exists(top)
+    assert run(colo_files, capsys, **options)["diff"] == would["diff"]
+    again = run(colo_files, capsys, **options)
+    assert (again["changed"], again["written"], again["diff"]) == (False, [], [])
+
+
+def test_files_whose_rights_alone_differ(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text("not to be shown twice")
+    path.chmod(0o600)
+    files = [{"path": str(path), "content": "not to be shown twice", "owner": OWNER, "group": GROUP}]
+    (diff,) = run(colo_files, capsys, files=files)["diff"]
+    assert (diff["before"]["mode"], diff["after"]["mode"]) == ("0600", "0644")
+    files[0]["mode"] = "rw"
+    assert run(colo_files, capsys, files=files)["error_code"] == "bad_input"
 
 
 def replies() -> str:
