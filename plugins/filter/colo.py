@@ -15,6 +15,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _features,
     _generation,
     _guest,
+    _keys,
     _pair,
     _states,
     _teardown,
@@ -355,4 +356,5 @@ class FilterModule:
             "to_delete": _wrapped(_to_delete),
             "copy_paths": _wrapped(_copy_paths),
             "devices": _wrapped(_devices),
+            "key_plan": _wrapped(_keys.plan),
         }

@@ -21,6 +21,7 @@ import typing as t
 from ansible_collections.lockstep.colo.plugins.module_utils import (
     _generation,
     _image,
+    _link_key,
     _observe,
     _rules,
     _states,
@@ -33,6 +34,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._errors import (
     QmpError,
     RefusedError,
 )
+from ansible_collections.lockstep.colo.plugins.module_utils._files import replace_file
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
 from ansible_collections.lockstep.colo.plugins.module_utils._observe import KEEPER_TIMEOUT_S, RunCommand
@@ -122,6 +124,7 @@ class Applier:
             "overlays": self._overlays,
             "record": self._record,
             "permit": self._permit,
+            "link_key": self._link_key,
             "start_unit": self._start_unit,
             "stop_unit": self._stop_unit,
             "wait_keeper": self._wait_keeper,
@@ -500,17 +503,12 @@ class Applier:
             "role": step.arguments["role"],
             "generation": 0 if record is None else record.generation,
         }
-        temporary = f"{self.guest.permit_file}.new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        # the directory is the unprivileged user's: never follow a link that was put there
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            # owned by root, so that the start gate can tell a permit of ours; readable through the directory's group
-            os.fchown(file.fileno(), os.geteuid(), os.stat(self.guest.paths.run).st_gid)
-            os.fchmod(file.fileno(), 0o640)
-            json.dump(permit, file)
-        os.rename(temporary, self.guest.permit_file)
+        # owned by root, so that the start gate can tell a permit of ours; readable through the directory's group
+        group = os.stat(self.guest.paths.run).st_gid
+        replace_file(self.guest.permit_file, json.dumps(permit), os.geteuid(), group, 0o640)
+
+    def _link_key(self, step: Step, deadline: float) -> None:
+        _link_key.write(self.guest)
 
     def _start_unit(self, step: Step, deadline: float) -> None:
         unit = step.arguments["unit"]

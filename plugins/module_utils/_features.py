@@ -13,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-#: Questions to a QEMU, by the id their answer carries. All but ``return_path`` only read; ``return_path`` switches a
-#: migration capability on and is for a QEMU that was started to be asked and quits afterwards.
+#: Questions to a QEMU, by the id their answer carries. Two do not only read, and are for a QEMU that was started to be asked
+#: and quits afterwards: ``return_path`` switches a migration capability on, ``tls_psk`` makes credentials from a key that
+#: does not exist. The refusal of these two is the answer.
 PROBE: dict[str, tuple[str, dict[str, t.Any]]] = {
     "version": ("query-version", {}),
     "schema": ("query-qmp-schema", {}),
@@ -25,7 +26,12 @@ PROBE: dict[str, tuple[str, dict[str, t.Any]]] = {
     "machines": ("query-machines", {}),
     "cpus": ("query-cpu-definitions", {}),
     "return_path": ("migrate-set-capabilities", {"capabilities": [{"capability": "x-colo", "state": True}]}),
+    "tls_psk": (
+        "object-add",
+        {"qom-type": "tls-creds-psk", "id": "probe", "endpoint": "client", "dir": "/nonexistent"},
+    ),
 }
+REFUSED = ("return_path", "tls_psk")
 
 WORKING = "QEMU 11.1.3 or later"
 NEEDED_CAPABILITIES = ("events", "pause-before-switchover", "x-colo")
@@ -88,6 +94,7 @@ class Features:
     return_path: t.Literal["requires", "refuses"]
     reconnect: t.Literal["reconnect-ms", "reconnect"] | None
     device_state: bool
+    tls_psk: bool
 
     @property
     def version_text(self) -> str:
@@ -116,6 +123,7 @@ class Features:
             "reconnect": self.reconnect,
             "device_state": self.device_state,
             "multifd": "multifd" in self.capabilities,
+            "tls_psk": self.tls_psk,
         }
 
 
@@ -177,7 +185,13 @@ def features(answers: t.Mapping[str, t.Any]) -> Features:
         return_path=_return_path(version, answers.get("return_path")),
         reconnect="reconnect-ms" if "reconnect-ms" in socket else "reconnect" if "reconnect" in socket else None,
         device_state=version >= (8, 0, 0),
+        tls_psk=_tls_psk(answers.get("tls_psk")),
     )
+
+
+def _tls_psk(answer: t.Any) -> bool:
+    """A QEMU that knows TLS looks for the key, and misses it; the object is there in a build without GnuTLS, too."""
+    return isinstance(answer, dict) and "Unable to access credentials" in str(answer.get("error"))
 
 
 def _return_path(version: Version, answer: t.Any) -> t.Literal["requires", "refuses"]:
@@ -263,6 +277,16 @@ def refusals(found: Features | None, definition: t.Mapping[str, t.Any], accept_u
 
 def _device_refusals(found: Features, definition: t.Mapping[str, t.Any], guest: str) -> list[Problem]:
     problems: list[Problem] = []
+    if definition["link_security"] == "tls" and not found.tls_psk:
+        problems.append(
+            Problem(
+                "qemu_lacks_tls",
+                "colo_link_security",
+                "tls",
+                f"QEMU {found.version_text} was built without TLS: install a build that has it, such as Debian's {WORKING}. On a "
+                "link that nobody else can reach, colo_link_security: none does without",
+            )
+        )
     old = found.version < (11, 0, 0)
     machine, accelerator, cpu = (
         definition["machine"],

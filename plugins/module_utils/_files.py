@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import grp
 import os
@@ -121,7 +122,7 @@ def _make(path: pathlib.Path, before: State | None, after: State) -> None:
                 directory.mkdir()
                 directory.chmod(DIRECTORY_MODE)
         if after.content is not None and (before is None or before.content != after.content):
-            _write(path, after.content, after)
+            replace_file(str(path), after.content, *_ids(after), after.mode)
             return
         if before is None:
             path.mkdir(mode=0o700)
@@ -131,16 +132,22 @@ def _make(path: pathlib.Path, before: State | None, after: State) -> None:
         raise _not_written(str(path), exc.strerror) from exc
 
 
-def _write(path: pathlib.Path, text: str, wish: State) -> None:
-    """Replace the file as a whole; until it has its owner, nobody but root can read it."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)  # left by a run that was killed
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def replace_file(path: str, text: str, uid: int, gid: int, mode: int) -> None:
+    """Replace a file as a whole; until it has its owner, nobody but root can read it.
+
+    The directory may be an unprivileged user's: a link that was put there is never followed.
+    """
+    part = f"{path}.part"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(part)  # left by a run that was killed
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
-        os.fchown(descriptor, *_ids(wish))
-        os.fchmod(descriptor, wish.mode)
-    part.replace(path)
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)
+        file.flush()
+        os.fsync(descriptor)
+    os.rename(part, path)
 
 
 def _not_written(path: str, why: str | None) -> ColoError:

@@ -30,6 +30,7 @@ MIB = 1024 * 1024
 # The proxy modules of COLO look into Ethernet frames; a virtio NIC puts a vnet header before each.
 NIC_MODELS = ("virtio-net-pci", "e1000", "e1000e", "rtl8139")
 ACCELERATORS = ("kvm", "tcg")
+LINK_SECURITY = ("tls", "none")
 
 _GUEST_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 _PART_NAME = re.compile(r"[a-z][a-z0-9]{0,14}\Z")
@@ -144,6 +145,7 @@ class Guest:
     accelerator: str
     qemu_binary: str
     user: str
+    link_security: str
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     boot: Boot | None
@@ -212,6 +214,21 @@ class Guest:
         return f"{self.paths.config}/{self.name}.json"
 
     @property
+    def tls(self) -> bool:
+        """Whether what the two QEMUs say to each other is encrypted and authenticated."""
+        return self.link_security == "tls"
+
+    @property
+    def key_file(self) -> str:
+        """The guest's key, the same on both hosts; root's."""
+        return f"{self.paths.config}/{self.name}.key"
+
+    @property
+    def psk_file(self) -> str:
+        """What QEMU reads of it; the name is QEMU's."""
+        return f"{self.paths.run}/keys.psk"
+
+    @property
     def unit(self) -> str:
         """systemd unit of the QEMU process."""
         return unit_name(self.name)
@@ -267,6 +284,7 @@ class HostDefaults:
     run_dir: str = "/run/lockstep-colo"
     user: str = "colo"
     qemu_binary: str = "/usr/bin/qemu-system-x86_64"
+    link_security: str = "tls"
 
 
 def size_bytes(variable: str, value: t.Any) -> int:
@@ -333,6 +351,13 @@ def _known_keys(
         if key not in value:
             raise InputError(f"{variable}.{key}", None, "this key is required")
     return dict(value)
+
+
+def guest_name(variable: str, value: t.Any) -> str:
+    """A guest's name, which is part of paths, units and interfaces."""
+    return _matching(
+        variable, value, _GUEST_NAME, "name a guest with a-z, 0-9 and '-', beginning with a letter, 31 at most"
+    )
 
 
 def unit_name(guest: str) -> str:
@@ -506,9 +531,7 @@ def _pair(
     name: str, raw: t.Any, position: int, links: t.Mapping[str, t.Any], defaults: HostDefaults
 ) -> dict[str, t.Any]:
     """The part of a definition that is the same on both hosts."""
-    _matching(
-        "colo_guests", name, _GUEST_NAME, "name a guest with a-z, 0-9 and '-', beginning with a letter, 31 at most"
-    )
+    guest_name("colo_guests", name)
     variable = f"colo_guests.{name}"
     entry = _known_keys(variable, raw, _REQUIRED, _OPTIONAL)
     hosts = entry["hosts"]
@@ -542,6 +565,7 @@ def _pair(
         "accelerator": accelerator,
         "qemu_binary": _path("colo_qemu_binary", defaults.qemu_binary),
         "user": defaults.user,
+        "link_security": _choice("colo_link_security", defaults.link_security, LINK_SECURITY),
         "disks": _disks(f"{variable}.disks", entry["disks"]),
         "nics": _nics(f"{variable}.nics", entry["nics"], name),
         "boot": _boot(f"{variable}.boot", entry.get("boot")),
@@ -675,6 +699,7 @@ def from_definition(raw: t.Mapping[str, t.Any]) -> Guest:
             accelerator=raw["accelerator"],
             qemu_binary=raw["qemu_binary"],
             user=raw["user"],
+            link_security=raw["link_security"],
             disks=tuple(Disk(**disk) for disk in raw["disks"]),
             nics=tuple(Nic(**nic) for nic in raw["nics"]),
             boot=None if raw["boot"] is None else Boot(**raw["boot"]),

@@ -16,37 +16,25 @@ direction: nothing that was recorded can be replayed, nothing that one side says
 proves itself first; it does so to anybody who asks, which tells the asker nothing but that it has the key. The
 heartbeat is authentic, not secret: it carries no guest data.
 
-Error codes: ``heartbeat_refused`` (not authentic, out of order, not for this guest), ``heartbeat_malformed``,
-``heartbeat_key_unusable``.
+Error codes: ``heartbeat_refused`` (not authentic, out of order, not for this guest), ``heartbeat_malformed``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import re
 import typing as t
 
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._key import derive
 
 VERSION = 1
 MAX_LINE = 16 * 1024  #: bytes, with the newline; the longest line either side sends or reads
 NONCE_BYTES = 32
 
+
 _HEX_256 = re.compile(r"[0-9a-f]{64}\Z")
-
-
-def read_key(text: str) -> bytes:
-    """Return the shared key from its file form, 64 hex digits and a newline (``heartbeat_key_unusable``)."""
-    digits = text.strip().lower()
-    if not _HEX_256.match(digits):
-        # The value itself must not reach a log.
-        raise ColoError(
-            "heartbeat_key_unusable",
-            "The heartbeat key is not 64 hex digits. Run site.yml: role guest writes the same key on both hosts.",
-        )
-    return bytes.fromhex(digits)
 
 
 def _refused(why: str) -> ColoError:
@@ -55,12 +43,6 @@ def _refused(why: str) -> ColoError:
 
 def _malformed(why: str) -> ColoError:
     return ColoError("heartbeat_malformed", f"The heartbeat line cannot be read: {why}.")
-
-
-def _mac(key: bytes, *parts: str) -> str:
-    # Each part with its length: no two different lists of parts give the same bytes.
-    message = b"".join(len(raw).to_bytes(4, "big") + raw for raw in (part.encode() for part in parts))
-    return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 
 def _encode(message: dict[str, t.Any]) -> bytes:
@@ -111,7 +93,9 @@ class Session:
     def seal(self, payload: dict[str, t.Any]) -> bytes:
         """Return the line that carries *payload*."""
         text = json.dumps(payload, separators=(",", ":"))
-        line = _encode({"seq": self._sent + 1, "payload": text, "mac": _mac(self._send_key, str(self._sent + 1), text)})
+        line = _encode(
+            {"seq": self._sent + 1, "payload": text, "mac": derive(self._send_key, str(self._sent + 1), text)}
+        )
         self._sent += 1
         return line
 
@@ -120,7 +104,7 @@ class Session:
         message = _decode(line, {"seq": int, "payload": str, "mac": str})
         # The MAC first, over the number that is due: what is not authentic is not looked at any further.
         try:
-            expected = _mac(self._receive_key, str(self._received + 1), message["payload"])
+            expected = derive(self._receive_key, str(self._received + 1), message["payload"])
         except UnicodeEncodeError as exc:
             raise _malformed("the payload is not text") from exc
         _check(expected, message["mac"], "the message is not the next one of this session by the holder of the key")
@@ -143,7 +127,7 @@ class _Handshake:
 
     @staticmethod
     def _derive(key: bytes, purpose: str, context: tuple[str, ...]) -> str:
-        return _mac(key, f"lockstep.colo heartbeat {VERSION} {purpose}", *context)
+        return derive(key, f"lockstep.colo heartbeat {VERSION} {purpose}", *context)
 
     def _session(self, context: tuple[str, ...], send: str, receive: str) -> Session:
         return Session(

@@ -98,11 +98,11 @@ def _answers(out: str) -> dict[str, t.Any]:
             continue
         if "id" in message:
             answers[message["id"]] = message["return"] if "return" in message else {"error": message["error"]["desc"]}
-    # a question that was refused is no answer, except for the one whose refusal tells something
+    # a question that was refused is no answer, except for those whose refusal tells something
     return {
         key: value
         for key, value in answers.items()
-        if key == "return_path" or not (isinstance(value, dict) and "error" in value)
+        if key in _features.REFUSED or not (isinstance(value, dict) and "error" in value)
     }
 
 

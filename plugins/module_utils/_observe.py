@@ -13,7 +13,14 @@ import dataclasses
 import time
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _features, _pair, _states, _store, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils import (
+    _features,
+    _link_key,
+    _pair,
+    _states,
+    _store,
+    _topology,
+)
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, DeadlineError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
@@ -94,7 +101,13 @@ def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = Non
     while True:
         unit = unit_state(run_command, guest.unit)
         seen = Observation(
-            deployed=True, unit=unit, trouble=None, qemu=None, keeper=keeper_state(guest), record=_store.read(guest)
+            deployed=True,
+            unit=unit,
+            trouble=None,
+            qemu=None,
+            keeper=keeper_state(guest),
+            record=_store.read(guest),
+            key_current=_link_key.is_current(guest),
         )
         if not seen.process:
             return seen

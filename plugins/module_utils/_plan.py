@@ -26,6 +26,7 @@ Operation = t.Literal[
     "overlays",
     "record",
     "permit",
+    "link_key",
     "start_unit",
     "stop_unit",
     "wait_keeper",
@@ -73,6 +74,10 @@ def _all(commands: t.Iterable[_topology.Command]) -> list[Step]:
 def _capabilities(role: _topology.Role) -> Step:
     # by probe: with x-colo, return-path is required on 11.x and fatal up to 10.2
     return Step("capabilities", f"migration capabilities of a {role}", {"role": role})
+
+
+def _link_key() -> Step:
+    return Step("link_key", "QEMU may read the guest's present key")
 
 
 def _record(transition: str, title: str, **arguments: t.Any) -> Step:
@@ -255,13 +260,13 @@ def _let_go(guest: Guest, seen: Observation, fenced_by: str | None = None) -> li
     # what a takeover that was killed half-way leaves
     if qemu.exports:
         steps.append(_qmp("nbd-server-stop"))
-    steps += _filters_gone(qemu, [name for nic in nics for name in _topology.standby_filters(nic)])
+    steps += _objects_gone(qemu, [name for nic in nics for name in _topology.standby_filters(nic)])
     steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.standby_chardevs(nic)])
     jobs = [job for job in qemu.jobs if job in {_topology.resync_job(disk) for disk in disks}]
     if jobs:
         steps.append(Step("cancel_jobs", "end the resync", {"jobs": jobs}))
         steps.append(Step("wait_jobs_gone", "the resync has ended", {"jobs": jobs}, changes=False))
-    steps += _filters_gone(qemu, [name for nic in nics for name in _topology.primary_filters(nic)])
+    steps += _objects_gone(qemu, [name for nic in nics for name in _topology.primary_filters(nic)])
     steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.primary_chardevs(nic)])
     if qemu.colo_mode != "primary":
         steps += detach
@@ -271,6 +276,7 @@ def _let_go(guest: Guest, seen: Observation, fenced_by: str | None = None) -> li
             for name in (_topology.replication_node(disk), _topology.nbd_node(disk))
             if name in qemu.nodes
         ]
+    steps += _objects_gone(qemu, [_topology.tls_credentials(role) for role in _topology.ROLES])
     if qemu.runstate == "postmigrate":
         steps.append(_qmp("cont"))
     return steps
@@ -286,7 +292,7 @@ def _peer_waits(seen: Observation, fenced_by: str | None) -> list[Step]:
     return [Step("wait_peer_waits", "the standby waits and does not run the guest", changes=False)]
 
 
-def _filters_gone(qemu: _states.Qemu, names: t.Sequence[str]) -> list[Step]:
+def _objects_gone(qemu: _states.Qemu, names: t.Sequence[str]) -> list[Step]:
     return [_qmp("object-del", {"id": name}) for name in names if name in qemu.objects]
 
 
@@ -339,7 +345,12 @@ def _resyncing(guest: Guest, seen: Observation) -> bool:
         and not any(_topology.replication_node(disk) in qemu.nodes for disk in disks)
         and not any(name in qemu.chardevs for nic in range(len(guest.nics)) for name in _topology.primary_chardevs(nic))
         and not qemu.exports
+        and _encrypted_as_wished(guest, qemu, "primary")
     )
+
+
+def _encrypted_as_wished(guest: Guest, qemu: _states.Qemu, role: _topology.Role) -> bool:
+    return (_topology.tls_credentials(role) in qemu.objects) == guest.tls
 
 
 def _proof(guest: Guest) -> Step:
@@ -363,6 +374,7 @@ def _protect_forward(
     before_switchover = ["none", "setup", "wait-unplug", "active", "cancelled", "failed", "completed"]
     return [
         Step("wait_heartbeat", "the standby's keeper answers and waits for this copy", timeout_s=15, changes=False),
+        *_client_credentials(guest, qemu),
         *([] if resumed else [*_all(_topology.nbd_commands(guest)), *_all(_topology.resync_commands(guest))]),
         Step(
             "wait_jobs_ready",
@@ -376,7 +388,7 @@ def _protect_forward(
             "wait_links", "the packet channels are connected", {"chardevs": link_chardevs}, timeout_s=10, changes=False
         ),
         _capabilities("primary"),
-        *_all([_topology.parameters(guest)]),
+        *_all([_topology.parameters(guest, "primary")]),
         _qmp("migrate", {"uri": _topology.migration_uri(guest.peer_address, guest.port_migration)}),
         Step(
             "wait_migration",
@@ -406,6 +418,14 @@ def _protect_forward(
         # --- ... to here
         _proof(guest),
     ]
+
+
+def _client_credentials(guest: Guest, qemu: _states.Qemu) -> list[Step]:
+    """From the present key; a copy that goes on keeps the connection that was made with an earlier one."""
+    if not guest.tls:
+        return []
+    old = _objects_gone(qemu, [_topology.tls_credentials("primary")])
+    return [_link_key(), *old, *_all(_topology.tls_commands(guest, "primary"))]
 
 
 # --- the standby ------------------------------------------------------------------------------------------------
@@ -454,7 +474,8 @@ def standby(guest: Guest, seen: Observation, generation: int | None) -> list[Ste
     # what the record's step would refuse is refused before anything is stopped
     _generation.begin_sync(record, generation)
     if now == "standby" and record.joins == generation + 1 and _standby_complete(guest, seen):
-        return []
+        # QEMU reads the key at each handshake: one that waits takes a new one without a restart
+        return [] if seen.key_current else [_link_key()]
     stop = [_stop(guest)] if seen.process else []
     return stop + [
         _record("begin_sync", f"this copy is being overwritten by generation {generation}", generation=generation),
@@ -463,7 +484,9 @@ def standby(guest: Guest, seen: Observation, generation: int | None) -> list[Ste
         Step("start_unit", f"start {guest.unit}", {"unit": guest.unit}, timeout_s=30),
         Step("wait_keeper", "the keeper holds its monitor", timeout_s=10, changes=False),
         _capabilities("standby"),
+        *([_link_key()] if guest.tls else []),
         *_all(_topology.standby_commands(guest)),
+        *_all([_topology.parameters(guest, "standby")]),
         _qmp("migrate-incoming", {"uri": _topology.migration_uri(guest.link_address, guest.port_migration)}),
         Step(
             "wait_runstate",
@@ -487,6 +510,7 @@ def _standby_complete(guest: Guest, seen: Observation) -> bool:
     nics = range(len(guest.nics))
     return (
         qemu.migration == "setup"
+        and _encrypted_as_wished(guest, qemu, "standby")
         and len(qemu.exports) == len(guest.disks)
         and all(_topology.rewriter(nic) in qemu.objects for nic in nics)
         and all(name in qemu.chardevs for nic in nics for name in _topology.standby_chardevs(nic))
@@ -681,6 +705,7 @@ def _take_over(guest: Guest, qemu: _states.Qemu, fenced_by: str, accept_void: bo
         steps.append(_qmp("nbd-server-stop"))
     if qemu.colo_mode == "secondary":
         steps.append(_qmp("x-colo-lost-heartbeat"))
-    steps += _filters_gone(qemu, [name for nic in nics for name in _topology.standby_filters(nic)])
+    steps += _objects_gone(qemu, [name for nic in nics for name in _topology.standby_filters(nic)])
     steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.standby_chardevs(nic)])
+    steps += _objects_gone(qemu, [_topology.tls_credentials("standby")])
     return [*steps, *_runs(guest), *_committed(guest)]

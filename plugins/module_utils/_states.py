@@ -85,6 +85,7 @@ class Observation:
     qemu: Qemu | None
     keeper: t.Mapping[str, t.Any] | None
     record: Record | None
+    key_current: bool = True  # what QEMU reads of the guest's key is made from the present one, or none is needed
 
     @property
     def process(self) -> bool:
@@ -172,7 +173,10 @@ def leftovers(seen: Observation) -> bool:
     return (
         bool(qemu.jobs)
         or any(node.startswith(("nbd", "replication")) for node in qemu.nodes)
-        or any(kind in ("filter-mirror", "filter-redirector", "colo-compare") for kind in qemu.objects.values())
+        or any(
+            kind in ("filter-mirror", "filter-redirector", "colo-compare", "tls-creds-psk")
+            for kind in qemu.objects.values()
+        )
         or any(not name.startswith(("monitor-", "console")) for name in qemu.chardevs)
         or bool(qemu.exports)
         or qemu.migration in MIGRATION_ACTIVE

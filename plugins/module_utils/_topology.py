@@ -17,6 +17,7 @@ import uuid
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import MIB, Disk, Guest
 
 Role = t.Literal["primary", "standby"]
+ROLES: tuple[Role, ...] = ("primary", "standby")
 Command = tuple[str, dict[str, t.Any]]
 
 # Monitors have this prefix so that no rule can ever yank one by mistake (query-yank lists them too).
@@ -96,6 +97,11 @@ def rewriter(nic: int) -> str:
 def standby_chardevs(nic: int) -> tuple[str, str]:
     """Character devices of one NIC on the standby (servers on the link address)."""
     return (f"red0-{nic}", f"red1-{nic}")
+
+
+def tls_credentials(role: Role) -> str:
+    """Credentials of one end of the link; the standby is the server of every connection."""
+    return "tls-client" if role == "primary" else "tls-server"
 
 
 def yank_instances(guest: Guest) -> list[dict[str, str]]:
@@ -224,6 +230,23 @@ def migration_uri(host: str, port: int) -> str:
     return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
 
 
+def tls_commands(guest: Guest, role: Role) -> list[Command]:
+    """Credentials for the connections to the peer; read from a file, so that no secret is in a command."""
+    if not guest.tls:
+        return []
+    endpoint = "client" if role == "primary" else "server"
+    return [
+        (
+            "object-add",
+            {"qom-type": "tls-creds-psk", "id": tls_credentials(role), "endpoint": endpoint, "dir": guest.paths.run},
+        )
+    ]
+
+
+def _tls(guest: Guest, role: Role) -> dict[str, str]:
+    return {"tls-creds": tls_credentials(role)} if guest.tls else {}
+
+
 def _chardev(name: str, addr: dict[str, t.Any], **data: t.Any) -> Command:
     return ("chardev-add", {"id": name, "backend": {"type": "socket", "data": {"addr": addr, **data}}})
 
@@ -231,7 +254,11 @@ def _chardev(name: str, addr: dict[str, t.Any], **data: t.Any) -> Command:
 def standby_commands(guest: Guest) -> list[Command]:
     """Listeners and filters of a standby, before ``migrate-incoming``; all listeners on the own link address."""
     own = guest.link_address
-    commands: list[Command] = [("nbd-server-start", {"addr": _inet(own, guest.port_nbd)})]
+    tls = _tls(guest, "standby")
+    commands = [
+        *tls_commands(guest, "standby"),
+        ("nbd-server-start", {"addr": _inet(own, guest.port_nbd), **tls}),
+    ]
     for disk in range(len(guest.disks)):
         commands.append(
             (
@@ -250,8 +277,8 @@ def standby_commands(guest: Guest) -> list[Command]:
         red0, red1 = standby_chardevs(number)
         netdev = f"hn{number}"
         commands += [
-            _chardev(red0, _inet(own, guest.port_mirror(number)), server=True, wait=False),
-            _chardev(red1, _inet(own, guest.port_compare(number)), server=True, wait=False),
+            _chardev(red0, _inet(own, guest.port_mirror(number)), server=True, wait=False, **tls),
+            _chardev(red1, _inet(own, guest.port_compare(number)), server=True, wait=False, **tls),
             (
                 "object-add",
                 {
@@ -285,8 +312,9 @@ def standby_commands(guest: Guest) -> list[Command]:
 def nbd_commands(guest: Guest) -> list[Command]:
     """The serving side's connection to the standby's parent images."""
     server = {"type": "inet", "host": guest.peer_address, "port": str(guest.port_nbd)}
+    common = {"driver": "nbd", "server": server, **_tls(guest, "primary")}
     return [
-        ("blockdev-add", {"driver": "nbd", "node-name": nbd_node(disk), "server": server, "export": parent_node(disk)})
+        ("blockdev-add", {"node-name": nbd_node(disk), "export": parent_node(disk), **common})
         for disk in range(len(guest.disks))
     ]
 
@@ -316,13 +344,14 @@ def primary_chardev_commands(guest: Guest, reconnect_option: str | None) -> list
     The clients get a reconnect time only because without one QEMU connects in the main loop and a silent peer would
     block the guest; ``reconnect-ms`` replaced ``reconnect`` (seconds) in 9.2.
     """
-    reconnect = {"reconnect-ms": 500} if reconnect_option == "reconnect-ms" else {"reconnect": 1}
+    link: dict[str, t.Any] = {"reconnect-ms": 500} if reconnect_option == "reconnect-ms" else {"reconnect": 1}
+    link.update(_tls(guest, "primary"))
     commands: list[Command] = []
     for number in range(len(guest.nics)):
         mirror, compsec = primary_link_chardevs(number)
         commands += [
-            _chardev(mirror, _inet(guest.peer_address, guest.port_mirror(number)), server=False, **reconnect),
-            _chardev(compsec, _inet(guest.peer_address, guest.port_compare(number)), server=False, **reconnect),
+            _chardev(mirror, _inet(guest.peer_address, guest.port_mirror(number)), server=False, **link),
+            _chardev(compsec, _inet(guest.peer_address, guest.port_compare(number)), server=False, **link),
         ]
         for name in (f"compare{number}", f"out{number}"):
             unix = {"type": "unix", "data": {"path": f"{guest.paths.run}/{name}.sock"}}
@@ -415,9 +444,11 @@ def capabilities(role: Role, return_path: bool) -> Command:
     )
 
 
-def parameters(guest: Guest) -> Command:
-    """Migration parameters of a primary. The bandwidth is the link's, not QEMU's default of 128 MiB/s."""
-    return (
-        "migrate-set-parameters",
-        {"x-checkpoint-delay": guest.tuning.checkpoint_delay_ms, "max-bandwidth": 10 * 1024**3},
-    )
+def parameters(guest: Guest, role: Role) -> Command:
+    """Migration parameters of one side. The bandwidth is the link's, not QEMU's default of 128 MiB/s.
+
+    The credentials are named, or taken back, each time: a QEMU that took over has those of a standby from its earlier life.
+    """
+    tls = {"tls-creds": tls_credentials(role) if guest.tls else ""}
+    primary = {"x-checkpoint-delay": guest.tuning.checkpoint_delay_ms, "max-bandwidth": 10 * 1024**3}
+    return ("migrate-set-parameters", {**(primary if role == "primary" else {}), **tls})

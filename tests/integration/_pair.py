@@ -176,13 +176,14 @@ class Host:
         credentials = directory / host / "credentials"
         for path in (*paths.values(), credentials):
             path.mkdir(parents=True)
-        (credentials / "key").write_text(KEY + "\n")
+        for place in (credentials / "key", paths["config"] / f"{NAME}.key"):
+            place.write_text(KEY + "\n")
         self.tap = f"{host}-lan"
         peer = "beta" if host == "alpha" else "alpha"
         definition = {
             "schema": 1, "name": NAME, "host": host, "hosts": ["alpha", "beta"], "peer": peer, "link": LINK,
             "memory_mib": 32, "vcpus": 1, "machine": "pc", "cpu": "qemu64", "accelerator": "tcg",
-            "qemu_binary": "/usr/bin/qemu-system-x86_64", "user": "root", "boot": None, "port_base": port_base,
+            "qemu_binary": "/usr/bin/qemu-system-x86_64", "user": "root", "link_security": "tls", "boot": None, "port_base": port_base,
             "disks": [{"name": "root", "size_bytes": 16 << 20, "source": None, "source_format": "qcow2", "checksum": None}],
             "nics": [{"name": "lan", "bridge": "br0", "mac": "52:54:00:12:34:56", "model": "virtio-net-pci", "tap": self.tap}],
             "tuning": {"heartbeat_interval_ms": 100, "heartbeat_timeout_ms": 1000, "checkpoint_delay_ms": 200,

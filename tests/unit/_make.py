@@ -65,6 +65,7 @@ FEATURES = _features.Features(
     return_path="requires",
     reconnect="reconnect-ms",
     device_state=True,
+    tls_psk=True,
 )
 
 
@@ -131,7 +132,13 @@ SIGHTS: dict[str, _states.Observation] = {
     "standby": seen(qemu(runstate="inmigrate", migration="setup"), SYNCING),
     "standby-bare": seen(qemu(runstate="inmigrate"), SYNCING),
     "syncing-in": seen(qemu(runstate="inmigrate", migration="active"), SYNCING),
-    "syncing-mirror": seen(qemu(jobs={"resync0": JOB}, nodes=frozenset({"parent0", "colo-disk0", "nbd0"}))),
+    "syncing-mirror": seen(
+        qemu(
+            jobs={"resync0": JOB},
+            nodes=frozenset({"parent0", "colo-disk0", "nbd0"}),
+            objects={"tls-client": "tls-creds-psk"},
+        )
+    ),
     "syncing-active": seen(qemu(migration="active")),
     "syncing-switchover": seen(qemu(migration="pre-switchover", runstate="finish-migrate"), PRIMARY),
     "syncing-completed": seen(qemu(runstate="postmigrate", migration="completed"), PRIMARY),

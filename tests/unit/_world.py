@@ -48,6 +48,7 @@ class Machine:
     migration: str = "none"
     colo_mode: str = "none"
     role: str = ""  # of the migration capabilities
+    tls_creds: str = ""  # of the migration
     nbd_server: bool = False
     jobs: dict[str, bool] = dataclasses.field(default_factory=dict)  # to: whether it was cancelled
     ready: bool = False
@@ -76,6 +77,7 @@ class Host:
     data: int = 0  # the version of the guest's data on its disks
     torn: bool = False
     overlays: bool = False
+    psk: bool = False  # QEMU may read the key
     permit: tuple[str, int] | None = None
     qemu: Machine | None = None
     crashed: bool = False
@@ -250,6 +252,7 @@ class World:
         """It comes back: /run is empty, nothing is started."""
         self.hosts[name].powered = True
         self.hosts[name].permit = None
+        self.hosts[name].psk = False
         self.hosts[name].crashed = False
         self.settle()
 
@@ -332,6 +335,9 @@ class World:
 
     def _permit(self, host: Host, arguments: Json) -> None:
         host.permit = (arguments["role"], host.record.generation)
+
+    def _link_key(self, host: Host, arguments: Json) -> None:
+        host.psk = True
 
     def _start_unit(self, host: Host, arguments: Json) -> None:
         assert host.qemu is None, "systemd would not start it a second time"
@@ -440,6 +446,7 @@ class World:
         machine = self._machine(host)
         assert not machine.nbd_server
         assert arguments["addr"]["data"]["host"] == host.guest.link_address
+        self._credentials(machine, arguments.get("tls-creds"), "server")
         machine.nbd_server = True
 
     def qmp_nbd_server_stop(self, host: Host, arguments: Json) -> None:
@@ -462,6 +469,7 @@ class World:
         if address["type"] == "inet":
             own = host.guest.link_address if data["server"] else host.guest.peer_address
             assert address["data"]["host"] == own, "only the standby listens, on its link address"
+            self._credentials(machine, data.get("tls-creds"), "server" if data["server"] else "client")
         elif not data["server"]:
             assert name[:-1] in machine.chardevs, "a client before its server"
         machine.chardevs[name] = data
@@ -478,6 +486,7 @@ class World:
         machine = self._machine(host)
         name = arguments["id"]
         assert name not in machine.objects, f"{name} is there already"
+        assert arguments["qom-type"] != "tls-creds-psk" or host.psk, "there is no key to read"
         for key in ("indev", "outdev", "primary_in", "secondary_in"):
             assert arguments.get(key) is None or arguments[key] in machine.chardevs, f"{name}: {key}"
         assert "iothread" not in arguments or arguments["iothread"] in machine.objects
@@ -493,6 +502,12 @@ class World:
         self._freed(host, machine)
         name = arguments["id"]
         kind = machine.objects.pop(name)["qom-type"]
+        used = (
+            [*machine.chardevs.values(), {"tls-creds": machine.nbd_tls}]
+            if machine.nbd_server
+            else machine.chardevs.values()
+        )
+        assert name not in [value.get("tls-creds") for value in used], f"{name} is used"
         assert kind != "filter-rewriter", "connections made in COLO break without the rewriter"
         if kind in ("filter-redirector", "iothread"):
             left = [user for user, value in machine.objects.items() if value["qom-type"] == "colo-compare"]
@@ -503,6 +518,7 @@ class World:
         machine = self._machine(host)
         assert machine.runstate == "inmigrate"
         assert machine.migration == "none"
+        assert machine.tls_creds
         assert machine.role == "standby", "without x-colo this would be a plain migration"
         assert len(machine.exports) == len(host.guest.disks)
         machine.migration = "setup"
@@ -510,6 +526,7 @@ class World:
     def qmp_blockdev_add(self, host: Host, arguments: Json) -> None:
         machine = self._machine(host)
         if arguments["driver"] == "nbd":
+            self._credentials(machine, arguments.get("tls-creds"), "client")
             standby = self._reach(host)
             if not standby.nbd_server:
                 raise FailedError("no NBD server")
@@ -545,12 +562,20 @@ class World:
         machine.jobs[arguments["device"]] = True
 
     def qmp_migrate_set_parameters(self, host: Host, arguments: Json) -> None:
-        assert "x-checkpoint-delay" in arguments
-        self._machine(host)
+        machine = self._machine(host)
+        assert ("x-checkpoint-delay" in arguments) == (machine.role == "primary")
+        machine.tls_creds = arguments["tls-creds"]
+        self._credentials(machine, machine.tls_creds or None, "client" if machine.role == "primary" else "server")
+
+    def _credentials(self, machine: Machine, name: str | None, endpoint: str) -> None:
+        """Every connection to the peer is made with credentials of the right end."""
+        assert name is not None, "in the clear"
+        assert machine.objects[name]["endpoint"] == endpoint
 
     def qmp_migrate(self, host: Host, arguments: Json) -> None:
         machine = self._machine(host)
         assert machine.role == "primary"
+        assert machine.tls_creds in machine.objects
         assert machine.migration not in ON_THE_WAY
         assert machine.runstate == "running"
         standby = self._reach(host)

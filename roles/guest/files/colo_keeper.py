@@ -38,8 +38,8 @@ import typing as t
 
 from ansible_collections.lockstep.colo.plugins.module_utils import (
     _generation,
-    _heartbeat,
     _keeper_monitor,
+    _key,
     _rules,
     _store,
     _topology,
@@ -246,7 +246,7 @@ def heartbeat_key() -> bytes | None:
     """Return the shared key; without one the keeper does everything else (no weaker heartbeat instead)."""
     path = pathlib.Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "key")
     try:
-        return _heartbeat.read_key(path.read_text(encoding="ascii", errors="replace"))
+        return _key.read_key(path.read_text(encoding="ascii", errors="replace"))
     except (OSError, ColoError) as exc:
         log("error", "no heartbeat: the key cannot be used", path=str(path), reason=str(exc))
         return None

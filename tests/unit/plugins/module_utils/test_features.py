@@ -18,6 +18,7 @@ DEFINITION: dict[str, t.Any] = {
     "machine": "pc",
     "accelerator": "kvm",
     "cpu": "qemu64,+avx",
+    "link_security": "tls",
     "nics": [{"model": "virtio-net-pci"}],
 }
 
@@ -68,6 +69,7 @@ def answers(version: tuple[int, int, int] = (11, 1, 3), **changed: t.Any) -> dic
         "machines": [{"name": "pc-i440fx-11.1", "alias": "pc"}, {"name": "pc-q35-11.1", "alias": "q35"}],
         "cpus": [{"name": "qemu64"}, {"name": "host"}],
         "return_path": {"error": "Capability 'x-colo' requires capability 'return-path'"},
+        "tls_psk": {"error": "Unable to access credentials /nonexistent/keys.psk: No such file or directory"},
         **changed,
     }
 
@@ -90,6 +92,7 @@ def test_a_good_qemu() -> None:
         "reconnect": "reconnect-ms",
         "device_state": True,
         "multifd": True,
+        "tls_psk": True,
     }
 
 
@@ -204,6 +207,21 @@ def test_a_problem_says_what_it_is_about() -> None:
     }
 
 
-def test_probe_only_reads_but_for_one_question() -> None:
-    reading = {command for key, (command, _arguments) in _features.PROBE.items() if key != "return_path"}
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        {},
+        {"error": "TLS credentials support requires GNUTLS"},
+        {"error": "Parameter 'qom-type' does not accept value 'tls-creds-psk'"},
+    ],
+)
+def test_a_qemu_without_tls_is_refused_unless_none_is_wished(answer: t.Any) -> None:
+    found = _features.features(answers(tls_psk=answer))
+    assert [problem.error_code for problem in _features.refusals(found, DEFINITION)] == ["qemu_lacks_tls"]
+    assert _features.refusals(found, {**DEFINITION, "link_security": "none"}) == []
+
+
+def test_probe_only_reads_but_for_two_questions() -> None:
+    reading = {command for key, (command, _arguments) in _features.PROBE.items() if key not in _features.REFUSED}
     assert all(command.startswith(("query-", "qom-list-")) for command in reading)

@@ -165,15 +165,3 @@ def test_payload_must_be_an_object() -> None:
 def test_anything_else_is_refused(line: bytes) -> None:
     for call in (sessions()[1].open, server().challenge, client().finish):
         assert code(call, line + b"\n") in ("heartbeat_malformed", "heartbeat_refused")
-
-
-@pytest.mark.parametrize("text", ["", "0" * 63, "0" * 65, "g" * 64, "0" * 32 + "\n" + "0" * 32])
-def test_unusable_keys(text: str) -> None:
-    with pytest.raises(ColoError) as caught:
-        hb.read_key(text)
-    assert caught.value.error_code == "heartbeat_key_unusable"
-    assert not text or text not in caught.value.message
-
-
-def test_key_file_form() -> None:
-    assert hb.read_key(KEY.hex() + "\n") == KEY

@@ -10,7 +10,7 @@ import typing as t
 
 import pytest
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _apply, _plan, _states, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils import _apply, _guest, _plan, _states, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.tests.unit import _make
 from ansible_collections.lockstep.colo.tests.unit._make import SIGHTS
@@ -54,6 +54,8 @@ STANDBY = [
     "start colo-guest@web1.service",
     "the keeper holds its monitor",
     "migration capabilities of a standby",
+    "QEMU may read the guest's present key",
+    "object-add tls-server",
     "nbd-server-start",
     "block-export-add export0",
     "chardev-add red0-0",
@@ -61,11 +63,14 @@ STANDBY = [
     "object-add f1-0",
     "object-add f2-0",
     "object-add rew0",
+    "migrate-set-parameters",
     "migrate-incoming",
     "the standby waits for the guest",
 ]
+CREDENTIALS = ["QEMU may read the guest's present key", "object-add tls-client"]
 PROTECT = [
     "the standby's keeper answers and waits for this copy",
+    *CREDENTIALS,
     "blockdev-add nbd0",
     "blockdev-mirror resync0",
     "the standby's disks are equal",
@@ -97,6 +102,7 @@ PROTECT = [
 ]
 # a copy of the disks that an earlier run has begun
 GO_ON = [step for step in PROTECT if step not in ("blockdev-add nbd0", "blockdev-mirror resync0")]
+GO_ON.insert(2, "object-del tls-client")
 PROVE = ["checkpoints go on"]
 FOLLOW = ["the standby has joined and checkpoints arrive"]
 TAKE = [
@@ -108,7 +114,7 @@ TAKE = [
     "record: the parent image is the whole copy",
 ]
 LEFTOVERS = [*LET_GO, "blockdev-del nbd0", *RUNS]
-MIRROR = [*LET_GO, "end the resync", "the resync has ended", "blockdev-del nbd0", *RUNS]
+MIRROR = [*LET_GO, "end the resync", "the resync has ended", "blockdev-del nbd0", "object-del tls-client", *RUNS]
 CANCEL = [*LET_GO, "migrate_cancel", "the migration has ended", *RUNS]
 CONTINUE = [*LET_GO, "cont", *RUNS]
 LEAVE = [*LET_GO, "x-colo-lost-heartbeat", *RUNS]
@@ -376,6 +382,7 @@ def _built(nics: int = 1, disks: int = 1, **more: t.Any) -> _states.Qemu:
         kinds = ("colo-compare", "filter-mirror", "filter-redirector", "filter-redirector", "iothread")
         objects.update(dict(zip(_topology.primary_filters(nic), kinds)))
         chardevs.update(dict.fromkeys(_topology.primary_chardevs(nic), True))
+    objects["tls-client"] = "tls-creds-psk"
     for disk in range(disks):
         nodes |= {f"parent{disk}", f"colo-disk{disk}", f"nbd{disk}", f"replication{disk}"}
     values: dict[str, t.Any] = {
@@ -408,6 +415,7 @@ def test_the_whole_way_out_of_protection_in_the_measured_order() -> None:
         "chardev-remove out0",
         "blockdev-del replication0",
         "blockdev-del nbd0",
+        "object-del tls-client",
         *RUNS,
     ]
 
@@ -440,7 +448,7 @@ def test_two_of_each_are_all_taken_out() -> None:
     assert [commands.count(name) for name in ("x-blockdev-change", "blockdev-del", "object-del", "chardev-remove")] == [
         2,
         4,
-        10,
+        11,
         12,
     ]
     assert steps[-1].arguments["taps"] == [nic.tap for nic in guest.nics]
@@ -538,7 +546,12 @@ def _whole_standby(**more: t.Any) -> _states.Qemu:
         "runstate": "inmigrate",
         "migration": "setup",
         "exports": frozenset({"export0"}),
-        "objects": {"rew0": "filter-rewriter", "f1-0": "filter-redirector", "f2-0": "filter-redirector"},
+        "objects": {
+            "tls-server": "tls-creds-psk",
+            "rew0": "filter-rewriter",
+            "f1-0": "filter-redirector",
+            "f2-0": "filter-redirector",
+        },
         "chardevs": {"red0-0": False, "red1-0": False},
     }
     return _make.qemu(**{**values, **more})
@@ -546,6 +559,26 @@ def _whole_standby(**more: t.Any) -> _states.Qemu:
 
 def test_a_standby_that_waits_for_this_generation_stays() -> None:
     assert _plan.standby(GUEST, _make.seen(_whole_standby(), _make.SYNCING), 1) == []
+
+
+def test_a_standby_that_waits_takes_a_new_key() -> None:
+    seen = _make.seen(_whole_standby(), _make.SYNCING, key_current=False)
+    assert [step.operation for step in _plan.standby(GUEST, seen, 1)] == ["link_key"]
+
+
+def test_a_pair_in_lock_step_keeps_the_key_it_began_with() -> None:
+    for sight, wish in (("primary", "protect"), ("secondary", "standby of 1")):
+        seen = dataclasses.replace(SIGHTS[sight], key_current=False)
+        assert [step.operation for step in WISHES[wish](seen) if step.changes] == []
+
+
+def test_what_is_half_built_with_another_link_security_is_not_gone_on_with() -> None:
+    plain = _guest.from_definition({**_make.definition(), "link_security": "none"})
+    standby = _make.seen(_whole_standby(), _make.SYNCING)
+    assert [step.title for step in _plan.standby(plain, standby, 1)][:1] == STOP
+    mirror = _plan.protect(plain, SIGHTS["syncing-mirror"], _make.FEATURES, 60)
+    assert [step.title for step in mirror][: len(MIRROR)] == MIRROR
+    assert "tls" not in str([step.arguments for step in mirror][len(MIRROR) :]).replace("'tls-creds': ''", "")
 
 
 @pytest.mark.parametrize(

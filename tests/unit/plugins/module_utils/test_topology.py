@@ -45,6 +45,43 @@ def test_all_listeners_are_the_standbys_on_its_link_address() -> None:
         assert not any("0.0.0.0" in word or "tcp:" in word or ",host=" in word for word in argv)
 
 
+def _over_the_link(guest: _guest.Guest) -> list[t.Any]:
+    """What every connection to the peer is told, of both sides."""
+    commands = [
+        *_topology.standby_commands(guest),
+        *_topology.nbd_commands(guest),
+        *_topology.primary_chardev_commands(guest, "reconnect-ms"),
+        *(_topology.parameters(guest, role) for role in _topology.ROLES),
+    ]
+    return [
+        (command, arguments.get("tls-creds", arguments.get("backend", {}).get("data", {}).get("tls-creds")))
+        for command, arguments in commands
+        if command in ("nbd-server-start", "migrate-set-parameters")
+        or (command == "blockdev-add" and arguments["driver"] == "nbd")
+        or (command == "chardev-add" and arguments["backend"]["data"]["addr"]["type"] == "inet")
+    ]
+
+
+def test_every_connection_to_the_peer_has_credentials_of_its_own_end() -> None:
+    told = _over_the_link(BETA)
+    assert len(told) == 1 + 4 + 2 + 4 + 2
+    servers = ["tls-server"] * 5 + ["tls-client"] * 6
+    assert [name for _command, name in told] == [*servers, "tls-client", "tls-server"]
+    for role, endpoint in (("primary", "client"), ("standby", "server")):
+        ((command, arguments),) = _topology.tls_commands(BETA, t.cast("_topology.Role", role))
+        assert (command, arguments["id"], arguments["endpoint"]) == ("object-add", f"tls-{endpoint}", endpoint)
+        assert arguments["dir"] == BETA.paths.run
+
+
+def test_without_link_security_there_are_none_and_old_ones_are_taken_back() -> None:
+    guest = _guest.from_definition({**_make.definition("beta", disks=2, nics=2), "link_security": "none"})
+    told = _over_the_link(guest)
+    assert {name for command, name in told if command != "migrate-set-parameters"} == {None}
+    assert {name for command, name in told if command == "migrate-set-parameters"} == {""}
+    assert not _topology.tls_commands(guest, "primary")
+    assert not any("tls" in str(command) for command in _topology.standby_commands(guest))
+
+
 def test_loops_inside_one_qemu_are_unix_sockets_with_the_server_first() -> None:
     seen: set[str] = set()
     for _command, arguments in _topology.primary_chardev_commands(ALPHA, "reconnect-ms"):
@@ -91,7 +128,8 @@ def test_every_object_that_is_made_is_taken_away_again() -> None:
     assert made == {name for nic in (0, 1) for name in _topology.primary_chardevs(nic)}
     standby = _topology.standby_commands(BETA)
     made = {args["id"] for command, args in standby if command == "object-add"}
-    assert made == {name for nic in (0, 1) for name in (*_topology.standby_filters(nic), _topology.rewriter(nic))}
+    filters = {name for nic in (0, 1) for name in (*_topology.standby_filters(nic), _topology.rewriter(nic))}
+    assert made == filters | {_topology.tls_credentials("standby")}
     made = {args["id"] for command, args in standby if command == "chardev-add"}
     assert made == {name for nic in (0, 1) for name in _topology.standby_chardevs(nic)}
 
@@ -102,7 +140,7 @@ def test_a_virtio_card_has_its_header_told_to_all_filters_or_to_none(model: str)
     objects = [
         arguments
         for command, arguments in [*_topology.standby_commands(guest), *_topology.primary_filter_commands(guest, ())]
-        if command == "object-add" and arguments["qom-type"] != "iothread"
+        if command == "object-add" and arguments["qom-type"] not in ("iothread", "tls-creds-psk")
     ]
     assert len(objects) == 7
     assert {entry.get("vnet_hdr_support", False) for entry in objects} == {model == "virtio-net-pci"}

@@ -81,6 +81,7 @@ class Host:
         for path in (guest.paths.config, guest.paths.state, guest.paths.run):
             pathlib.Path(path).mkdir(parents=True, exist_ok=True)
         pathlib.Path(guest.definition_file).write_text(json.dumps(raw))
+        pathlib.Path(guest.key_file).write_text("0" * 64 + "\n")
         _store.create(guest)
         for transition in transitions:
             _store.update(guest, transition)
@@ -113,6 +114,7 @@ class Qemu:
 
     def __init__(self, answers: Json | None = None, **state: t.Any) -> None:
         self.nodes = ["parent0", "colo-disk0"]
+        self.objects = {"rew0": "filter-rewriter"}
         self.state = {"runstate": "running", "migration": "none", "colo": "none", **state}
         self.answers = answers or {}
 
@@ -147,7 +149,8 @@ class Qemu:
 
     def qom_list(self, arguments: Json) -> list[Json]:
         assert arguments == {"path": "/objects"}
-        return [{"name": "type", "type": "string"}, {"name": "rew0", "type": "child<filter-rewriter>"}]
+        made = [{"name": name, "type": f"child<{kind}>"} for name, kind in self.objects.items()]
+        return [{"name": "type", "type": "string"}, *made]
 
     def query_chardev(self, _arguments: Json) -> list[Json]:
         return [
@@ -160,6 +163,14 @@ class Qemu:
         return []
 
     def announce_self(self, _arguments: Json) -> Json:
+        return {}
+
+    def object_add(self, arguments: Json) -> Json:
+        self.objects[arguments["id"]] = arguments["qom-type"]
+        return {}
+
+    def object_del(self, arguments: Json) -> Json:
+        del self.objects[arguments["id"]]
         return {}
 
     def blockdev_add(self, arguments: Json) -> Json:
@@ -373,18 +384,24 @@ def test_a_protection_that_fails_is_taken_back_over_a_monitor_that_greets(host: 
     found = result["guests"]["web1"]
     details = found["error"]["details"]
     assert details["step"] == "blockdev-mirror resync0"
-    assert details["done"] == ["blockdev-add nbd0"]
+    assert details["done"] == [
+        "QEMU may read the guest's present key",
+        "object-add tls-client",
+        "blockdev-add nbd0",
+    ]
     assert details["rolled_back"] == {
         "complete": True,
         "actions": [
             "record: this copy is the newest from here on",
             "yank the peer out of band",
             "blockdev-del nbd0",
+            "object-del tls-client",
         ],
     }
     assert found["standing"] == {"before": "alone", "after": "alone"}
     assert result["changed"]
     assert qemu.nodes == ["parent0", "colo-disk0"]
+    assert qemu.objects == {"rew0": "filter-rewriter"}
     assert host.yanked == [guest.keeper_socket] * 2
     assert [command for command, _a, _o in server.calls if command.startswith("blockdev")] == [
         "blockdev-add",

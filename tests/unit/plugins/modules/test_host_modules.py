@@ -166,6 +166,7 @@ def definition(directory: pathlib.Path, binary: str) -> dict[str, t.Any]:
         "cpu": "qemu64",
         "accelerator": "tcg",
         "user": "root",
+        "link_security": "tls",
         "qemu_binary": binary,
         "port_base": 9000,
         "disks": [{"name": "root", "size_bytes": 1024, "source": None, "source_format": "raw"}],
