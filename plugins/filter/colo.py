@@ -25,6 +25,9 @@ from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoE
 
 Json = dict[str, t.Any]
 
+# Standings in which a QEMU is connected to its peer, or waits to be.
+_TALKING = ("standby", "syncing", "primary", "secondary")
+
 # Where systemd is sure that a unit has no process; a guest that is not deployed has no unit.
 _NOT_RUNNING = ("inactive", "failed", None)
 
@@ -261,6 +264,21 @@ def _rate(info: Json) -> str:
     return "-" if rate is None else f"{rate:.2f}/s"
 
 
+def _in_the_clear(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
+    """One sentence for each guest whose QEMUs talk to each other in the clear now."""
+    answers = _answers(guests, hostvars, register)
+    found: list[str] = []
+    for name, guest in guests.items():
+        infos = [(answers.get(host) or {}).get("guests", {}).get(name, {}) for host in guest["hosts"]]
+        talking = [info["qemu"] for info in infos if info.get("standing") in _TALKING and info.get("qemu")]
+        if any(not qemu.get("encrypted") for qemu in talking):
+            found.append(
+                f"WARNING: {name}: the link is not encrypted: whoever reaches it reads and changes this guest's memory and disks "
+                "(colo_link_security; docs/docsite/security.md)"
+            )
+    return found
+
+
 def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
     """Lines of a table that a person can read: one block per guest, one line per host."""
     lines: list[str] = []
@@ -285,7 +303,7 @@ def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, regist
                 lines.append(f"    {info['error']['message']}")
             for job, progress in qemu.get("jobs", {}).items():
                 lines.append(f"    {job}: {progress['offset'] // _guest.MIB} of {progress['length'] // _guest.MIB} MiB")
-    return lines
+    return [*lines, *_in_the_clear(guests, hostvars, register)]
 
 
 def _not_off(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, hosts: t.Sequence[str]) -> list[str]:
@@ -352,6 +370,7 @@ class FilterModule:
             "succeeded": _wrapped(_succeeded),
             "troubles": _wrapped(_troubles),
             "status_table": _wrapped(_table),
+            "in_the_clear": _wrapped(_in_the_clear),
             "not_off": _wrapped(_not_off),
             "to_delete": _wrapped(_to_delete),
             "copy_paths": _wrapped(_copy_paths),

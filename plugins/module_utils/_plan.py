@@ -503,7 +503,10 @@ def _outdated(seen: Observation, generation: int | None) -> bool:
 
 
 def _standby_complete(guest: Guest, seen: Observation) -> bool:
-    """Whether everything a standby needs is there; ``migrate-incoming`` is the last command and leaves setup behind."""
+    """Whether everything a standby needs is there; ``migrate-incoming`` is the last command and leaves setup behind.
+
+    A packet channel that seems to be connected while nobody protects the guest has not noticed that its peer is gone, and takes no other.
+    """
     qemu = seen.qemu
     if qemu is None:
         return False
@@ -513,7 +516,7 @@ def _standby_complete(guest: Guest, seen: Observation) -> bool:
         and _encrypted_as_wished(guest, qemu, "standby")
         and len(qemu.exports) == len(guest.disks)
         and all(_topology.rewriter(nic) in qemu.objects for nic in nics)
-        and all(name in qemu.chardevs for nic in nics for name in _topology.standby_chardevs(nic))
+        and all(qemu.chardevs.get(name) is False for nic in nics for name in _topology.standby_chardevs(nic))
     )
 
 

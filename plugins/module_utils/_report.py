@@ -94,6 +94,7 @@ def _qemu(qemu: Qemu) -> dict[str, t.Any]:
             name: up for name, up in qemu.chardevs.items() if not name.startswith((_topology.MONITOR_PREFIX, "console"))
         },
         "exports": sorted(qemu.exports),
+        "encrypted": "tls-creds-psk" in qemu.objects.values(),
     }
 
 

@@ -81,6 +81,7 @@ guests:
     qemu:
       description:
         - What QEMU answered. Version, run state, migration, COLO mode, block nodes, jobs with progress in bytes, filters, links.
+        - C(encrypted) says whether its connections to the other host are.
         - Null when there is no process or no answer. RV(guests.trouble) then says why.
       returned: success
       type: dict

@@ -69,7 +69,7 @@ class Units:
 
     def __init__(self, guest: _guest.Guest, credentials: pathlib.Path, log: pathlib.Path) -> None:
         self._guest = guest
-        self._credentials = credentials
+        self.credentials = credentials
         self._log = log
         self.qemu: Process | None = None
         self.keeper: Process | None = None
@@ -98,7 +98,7 @@ class Units:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
-            "CREDENTIALS_DIRECTORY": str(self._credentials),
+            "CREDENTIALS_DIRECTORY": str(self.credentials),
         }
         with self._log.open("ab") as log:
             return subprocess.Popen(
@@ -120,6 +120,11 @@ class Units:
             return state is not None and state["pid"] == keeper.pid
 
         wait_for("the keeper answers", ready)
+
+    def restart_keeper(self) -> None:
+        """The role's handler."""
+        self._unneeded()
+        self.start_keeper()
 
     def _start(self) -> None:
         if self.qemu is not None and self.qemu.poll() is None:

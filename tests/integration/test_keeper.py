@@ -89,7 +89,7 @@ class Side:
         definition = {
             "schema": 1, "name": "web1", "host": host, "hosts": ["alpha", "beta"], "peer": peer, "link": LINK,
             "memory_mib": 64, "vcpus": 1, "machine": "pc", "cpu": "qemu64", "accelerator": "tcg",
-            "qemu_binary": "/usr/bin/qemu-system-x86_64", "user": "root", "disks": [], "nics": [], "boot": None,
+            "qemu_binary": "/usr/bin/qemu-system-x86_64", "user": "root", "link_security": "tls", "disks": [], "nics": [], "boot": None,
             "port_base": port_base, "tuning": limits,
             "paths": {name: str(paths[name]) for name in ("config", "state", "run")},
         }  # fmt: skip

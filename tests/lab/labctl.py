@@ -300,6 +300,7 @@ class Lab:
             facts = {
                 "inventory": str(self.directory / "inventory.yml"),
                 "client_netns": self.client,
+                "switch_netns": self.switch,
                 "guests": {
                     name: {"address": f"{LAN}.{9 + index}", "line_port": 7000, "http_port": 80}
                     for index, name in enumerate(self.guest_specs(count), start=1)

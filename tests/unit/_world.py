@@ -49,6 +49,8 @@ class Machine:
     colo_mode: str = "none"
     role: str = ""  # of the migration capabilities
     tls_creds: str = ""  # of the migration
+    met: set[str] = dataclasses.field(default_factory=set)  # ports to which somebody was connected: they take no other
+    unmet: set[str] = dataclasses.field(default_factory=set)  # character devices that got no connection
     nbd_server: bool = False
     jobs: dict[str, bool] = dataclasses.field(default_factory=dict)  # to: whether it was cancelled
     ready: bool = False
@@ -309,10 +311,18 @@ class World:
                 ),
                 jobs={job: _states.Job(machine.ready, "running", 1, 1) for job in machine.jobs},
                 objects={name: str(value["qom-type"]) for name, value in machine.objects.items()},
-                chardevs={"monitor-modules": True, "console0": True, **dict.fromkeys(machine.chardevs, True)},
+                chardevs={
+                    "monitor-modules": True,
+                    "console0": True,
+                    **{name: self._connected(machine, data) for name, data in machine.chardevs.items()},
+                },
                 exports=frozenset(machine.exports),
             ),
         )
+
+    @staticmethod
+    def _connected(machine: Machine, data: Json) -> bool:
+        return data["addr"]["type"] == "unix" or not data["server"] or data["addr"]["data"]["port"] in machine.met
 
     def side(self, name: str) -> _pair.Side:
         host = self.hosts[name]
@@ -422,6 +432,7 @@ class World:
     def _wait_links(self, host: Host, arguments: Json) -> None:
         self._reach(host)
         assert set(arguments["chardevs"]) <= set(self._machine(host).chardevs)
+        self._wait("the packet channels", not self._machine(host).unmet)
 
     def _wait_migration(self, host: Host, arguments: Json) -> None:
         machine = self._machine(host)
@@ -470,6 +481,9 @@ class World:
             own = host.guest.link_address if data["server"] else host.guest.peer_address
             assert address["data"]["host"] == own, "only the standby listens, on its link address"
             self._credentials(machine, data.get("tls-creds"), "server" if data["server"] else "client")
+            if not data["server"]:
+                standby, port = self._reach(host), address["data"]["port"]
+                (machine.unmet if port in standby.met else standby.met).add(name if port in standby.met else port)
         elif not data["server"]:
             assert name[:-1] in machine.chardevs, "a client before its server"
         machine.chardevs[name] = data
@@ -481,6 +495,7 @@ class World:
         users = [user for user, value in machine.objects.items() if name in value.values()]
         assert not users, f"{name} is used by {users}"
         del machine.chardevs[name]
+        machine.unmet.discard(name)
 
     def qmp_object_add(self, host: Host, arguments: Json) -> None:
         machine = self._machine(host)
@@ -502,12 +517,7 @@ class World:
         self._freed(host, machine)
         name = arguments["id"]
         kind = machine.objects.pop(name)["qom-type"]
-        used = (
-            [*machine.chardevs.values(), {"tls-creds": machine.nbd_tls}]
-            if machine.nbd_server
-            else machine.chardevs.values()
-        )
-        assert name not in [value.get("tls-creds") for value in used], f"{name} is used"
+        assert name not in [value.get("tls-creds") for value in machine.chardevs.values()], f"{name} is used"
         assert kind != "filter-rewriter", "connections made in COLO break without the rewriter"
         if kind in ("filter-redirector", "iothread"):
             left = [user for user, value in machine.objects.items() if value["qom-type"] == "colo-compare"]

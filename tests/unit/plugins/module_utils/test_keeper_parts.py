@@ -77,7 +77,7 @@ def test_a_failing_call_frees_the_lane() -> None:
 def standby(tmp_path: pathlib.Path) -> _guest.Guest:
     guest = _guest.Guest(
         name="web1", host="beta", hosts=("alpha", "beta"), link={"alpha": "192.0.2.1", "beta": "192.0.2.2"},
-        memory_mib=64, vcpus=1, machine="pc", cpu="qemu64", accelerator="tcg", qemu_binary="/bin/false", user="colo",
+        memory_mib=64, vcpus=1, machine="pc", cpu="qemu64", accelerator="tcg", qemu_binary="/bin/false", user="colo", link_security="tls",
         disks=(), nics=(), boot=None, port_base=9000, tuning=_guest.Tuning(),
         paths=_guest.Paths(config=str(tmp_path), state=str(tmp_path), run=str(tmp_path)),
     )  # fmt: skip

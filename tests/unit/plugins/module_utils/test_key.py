@@ -46,7 +46,7 @@ def guest(tmp_path: pathlib.Path) -> _guest.Guest:
 
 def test_qemus_copy_of_the_key(guest: _guest.Guest) -> None:
     assert not _link_key.is_current(guest)
-    with pytest.raises(ColoError, match="site.yml"):
+    with pytest.raises(ColoError, match=r"site\.yml"):
         _link_key.write(guest)
     pathlib.Path(guest.key_file).write_text(KEY.hex() + "\n", encoding="ascii")
     assert not _link_key.is_current(guest)

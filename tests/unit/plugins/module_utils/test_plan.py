@@ -589,6 +589,7 @@ def test_what_is_half_built_with_another_link_security_is_not_gone_on_with() -> 
         (1, {"exports": frozenset()}),
         (1, {"objects": {}}),
         (1, {"chardevs": {"red0-0": False}}),
+        (1, {"chardevs": {"red0-0": False, "red1-0": True}}),
     ],
 )
 def test_any_other_standby_is_made_anew(generation: int, lacking: dict[str, t.Any]) -> None:

@@ -28,7 +28,7 @@ def guest(tmp_path: pathlib.Path) -> _guest.Guest:
 def make_guest(directory: pathlib.Path) -> _guest.Guest:
     return _guest.Guest(
         name="web1", host="alpha", hosts=("alpha", "beta"), link={"alpha": "192.0.2.1", "beta": "192.0.2.2"},
-        memory_mib=64, vcpus=1, machine="pc", cpu="qemu64", accelerator="tcg", qemu_binary="/bin/false", user="colo",
+        memory_mib=64, vcpus=1, machine="pc", cpu="qemu64", accelerator="tcg", qemu_binary="/bin/false", user="colo", link_security="tls",
         disks=(), nics=(), boot=None, port_base=9000, tuning=_guest.Tuning(),
         paths=_guest.Paths(config=str(directory), state=str(directory), run=str(directory)),
     )  # fmt: skip

@@ -1,0 +1,214 @@
+# Copyright (c) 2026, lockstep.colo maintainers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The link: whoever lacks the guest's key is refused on every channel, and the standby is as good as before."""
+
+from __future__ import annotations
+
+import pathlib
+import socket
+import ssl
+import subprocess
+import typing as t
+
+import pytest
+
+from ansible_collections.lockstep.colo.plugins.module_utils import _key, _link_key
+from ansible_collections.lockstep.colo.tests.integration._pair import KEY, NAME, Host, Pair, refused, wait_for
+
+OTHER_KEY = "f" * 64
+
+
+def ports(host: Host) -> dict[str, int]:
+    """Every port on which a standby's QEMU listens."""
+    guest = host.guest
+    return {
+        "migration": guest.port_migration,
+        "nbd": guest.port_nbd,
+        "mirror": guest.port_mirror(0),
+        "compare": guest.port_compare(0),
+    }
+
+
+def listeners() -> set[tuple[str, int]]:
+    """What listens on TCP in this room."""
+    told = subprocess.run(["ss", "-Htln"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    words = [line.split()[3].rsplit(":", 1) for line in told.stdout.splitlines()]
+    return {(address.strip("[]"), int(port)) for address, port in words}
+
+
+def test_only_a_standby_listens_on_its_link_address(pair: Pair) -> None:
+    """In every standing, and nothing but the ports that are documented."""
+    alpha, beta = pair.alpha, pair.beta
+
+    def promised(*standbys: Host) -> set[tuple[str, int]]:
+        return {
+            (host.guest.link_address, port)
+            for host in standbys
+            for port in (*ports(host).values(), host.guest.port_heartbeat)
+        }
+
+    assert listeners() == set()
+    alpha.serve()
+    assert listeners() == promised()
+    beta.stand_by(alpha.record.generation)
+    wait_for("its keeper listens", lambda: beta.keeper["heartbeat"]["listening"])
+    assert listeners() == promised(beta)
+    pair.site()
+    # QEMU's migration listener is closed once the one connection is there
+    assert listeners() == promised(beta) - {(beta.guest.link_address, beta.guest.port_migration)}
+    alpha.units.power_off()
+    wait_for("the loss is seen", lambda: beta.standing == "orphaned")
+    pair.failover()
+    wait_for("the keeper has let go", lambda: not beta.keeper["heartbeat"]["listening"])
+    assert listeners() == set()
+    alpha.stand_by(beta.record.generation)
+    wait_for("its keeper listens", lambda: alpha.keeper["heartbeat"]["listening"])
+    assert listeners() == promised(alpha)
+
+
+def tls(key: str) -> ssl.SSLContext:
+    """A client that has a key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # OpenSSL and GnuTLS have no external PSK of TLS 1.3 in common
+    context.set_ciphers("ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-CHACHA20-POLY1305:PSK")
+    user, secret = _key.psk_line(_key.read_key(key), NAME).strip().split(":")
+    t.cast("t.Any", context).set_psk_client_callback(lambda _hint: (user, bytes.fromhex(secret)))
+    return context
+
+
+def knock(host: Host, port: int, key: str | None) -> bool:
+    """Whether a stranger with that key, or with none, is let in: what it says is not answered with the end of the connection."""
+    with socket.create_connection((host.guest.link_address, port), timeout=5) as plain:
+        try:
+            if key is not None:
+                with tls(key).wrap_socket(plain) as channel:
+                    return bool(channel.version())
+            plain.sendall(b"QEVM" + bytes(1024))
+            said = plain.recv(1024)
+            while said[:1] == b"\x15":  # an alert of TLS: what was said is no handshake
+                said = plain.recv(1024)
+            return said != b""
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+
+def image(host: Host, directory: pathlib.Path, key: str | None) -> str:
+    """What the NBD server says to one who wants the disk; nothing when it gives it."""
+    server = f"driver=nbd,server.type=inet,server.host={host.guest.link_address},server.port={host.guest.port_nbd},export=parent0"
+    argv = ["qemu-img", "info", "--image-opts", server]
+    if key is not None:
+        (directory / "keys.psk").write_text(_key.psk_line(_key.read_key(key), NAME))
+        argv[-1] += ",tls-creds=c"
+        argv[2:2] = ["--object", f"tls-creds-psk,id=c,endpoint=client,dir={directory}"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=20)
+    return "" if done.returncode == 0 else done.stderr
+
+
+def test_who_lacks_the_key_is_refused_on_every_port(pair: Pair, tmp_path: pathlib.Path) -> None:
+    """The guest's disk, memory and packets are not given to a stranger, and the standby is as good as before."""
+    pair.wait()
+    beta = pair.beta
+    assert "TLS negotiation required" in image(beta, tmp_path, None)
+    assert "TLS handshake failed" in image(beta, tmp_path, OTHER_KEY)
+    for name, port in ports(beta).items():
+        if name != "nbd":
+            for key in (None, OTHER_KEY):
+                assert not knock(beta, port, key), (name, key)
+    assert beta.standing == "standby"
+    assert not any(up for name, up in beta.qemu().chardevs.items() if name.startswith("red"))
+    # it is the key that makes the difference
+    assert image(beta, tmp_path, KEY) == ""
+    for name in ("mirror", "compare"):
+        assert knock(beta, ports(beta)[name], KEY), name
+    pair.site()
+
+
+def test_who_lacks_the_key_is_not_sent_anything(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other direction: whoever sits at the standby's address without the key gets neither disk nor memory."""
+    pair.wait()
+    alpha = pair.alpha
+    write, other = _link_key.write, _key.psk_line(_key.read_key(OTHER_KEY), NAME)
+    with monkeypatch.context() as patch:
+        patch.setattr(_link_key, "write", lambda guest: (write(guest), pathlib.Path(guest.psk_file).write_text(other)))
+        with refused("qmp_refused") as caught:
+            alpha.migrate("primary", "protected")
+    assert "TLS handshake failed" in caught[0].message
+    assert caught[0].details["rolled_back"]["complete"]
+    assert alpha.is_clean()
+    pair.site()
+
+
+def test_one_side_in_the_clear_is_refused(pair: Pair) -> None:
+    """The sides never agree on less than what is wished."""
+    pair.wait()
+    definition = pathlib.Path(pair.alpha.guest.definition_file)
+    secure = definition.read_text()
+    definition.write_text(secure.replace('"tls"', '"none"'))
+    with refused("qmp_refused") as caught:
+        pair.alpha.migrate("primary", "protected")
+    assert "TLS negotiation required" in caught[0].message
+    definition.write_text(secure)
+    pair.site()
+
+
+def renew(pair: Pair, key: str) -> None:
+    """What the role does: a new key on both hosts, and keepers that read it."""
+    for host in (pair.alpha, pair.beta):
+        for path in (pathlib.Path(host.guest.key_file), host.units.credentials / "key"):
+            path.write_text(key + "\n")
+        if host.units.keeper is not None:
+            host.units.restart_keeper()
+
+
+def test_a_new_key_does_not_end_a_protection(pair: Pair, tmp_path: pathlib.Path) -> None:
+    """The session goes on with the old key; the keepers take the new one at once, the next protection uses it."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    processes = alpha.process.pid, beta.process.pid
+    renew(pair, OTHER_KEY)
+    wait_for("the keepers hear each other", lambda: alpha.keeper["heartbeat"]["authenticated"])
+    pair.checkpoint(beta)
+    pair.site()
+    assert processes == (alpha.process.pid, beta.process.pid)
+    alpha.write(0x42)
+    pair.checkpoint(beta)
+    alpha.units.power_off()
+    wait_for("the loss is seen", lambda: beta.standing == "orphaned")
+    assert pair.failover() is beta
+    assert beta.holds(0x42)
+    alpha.stand_by(beta.record.generation)
+    assert "TLS handshake failed" in image(alpha, tmp_path, KEY), "the old key is worth nothing any more"
+    pair.site()
+    pair.assert_protected(beta)
+
+
+def test_a_standby_that_waits_takes_a_new_key(pair: Pair, tmp_path: pathlib.Path) -> None:
+    pair.wait()
+    process = pair.beta.process.pid
+    renew(pair, OTHER_KEY)
+    assert pair.beta.stand_by(pair.alpha.record.generation)["actions"] == ["QEMU may read the guest's present key"]
+    assert pair.beta.stand_by(pair.alpha.record.generation)["actions"] == []
+    assert "TLS handshake failed" in image(pair.beta, tmp_path, KEY)
+    pair.site()
+    assert pair.beta.process.pid == process
+
+
+def test_link_security_is_changed_by_the_next_protection(pair: Pair) -> None:
+    """From in the clear to encrypted: a standby that waits is made anew, one in lock step is left alone."""
+    pair.wait()
+    hosts = (pair.alpha, pair.beta)
+    secure = {host: pathlib.Path(host.guest.definition_file).read_text() for host in hosts}
+    for host in hosts:
+        pathlib.Path(host.guest.definition_file).write_text(secure[host].replace('"tls"', '"none"'))
+    pair.site()
+    assert not any("tls" in kind for host in hosts for kind in host.qemu().objects.values())
+    for host in hosts:
+        pathlib.Path(host.guest.definition_file).write_text(secure[host])
+    pair.site()
+    assert not any("tls" in kind for host in hosts for kind in host.qemu().objects.values()), "lock step was not ended"
+    pair.alpha.migrate("primary", "absent")
+    pair.site()
+    for host, name in zip(hosts, ("tls-client", "tls-server")):
+        assert host.qemu().objects[name] == "tls-creds-psk"
