@@ -497,11 +497,12 @@ def _link(variable: str, hosts: t.Sequence[str], links: t.Mapping[str, t.Any]) -
                 links[host],
                 "set it to this host's IP address on the link between the pair",
             ) from None
-        if address.is_unspecified or address.is_multicast:
+        # what follows a '%' may be any text, and goes into firewall rules
+        if address.is_unspecified or address.is_multicast or "%" in str(address):
             raise InputError(
                 f"colo_link_address of host {host}",
                 str(address),
-                "give one unicast address; nothing listens on all of them",
+                "give one unicast address, without a scope; nothing listens on all of them",
             )
         result[host] = str(address)
     if len(set(result.values())) != len(result):

@@ -364,7 +364,7 @@ def _boot_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[
         if path is None:
             continue
         variable = f"colo_guests.{definition['name']}.boot.{key}"
-        hidden = next((top for top in HIDDEN_DIRECTORIES if path.startswith(top + "/")), None)
+        hidden = next((top for top in _hidden(definition) if path.startswith(top + "/")), None)
         if hidden is not None:
             found.append(
                 Problem(
@@ -379,6 +379,12 @@ def _boot_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[
         if file is not None and file.problem is not None:
             found.append(Problem(file.problem[0], variable, path, file.problem[1]))
     return found
+
+
+def _hidden(definition: t.Mapping[str, t.Any]) -> list[str]:
+    """Directories that the unit of a guest does not see; of the guests' own it sees its own only, which holds no boot file."""
+    own = (str(definition["paths"][kind]) for kind in ("state", "run"))
+    return [*HIDDEN_DIRECTORIES, *(path.rsplit("/", 1)[0] for path in own)]
 
 
 def _memory_problems(state: HostState, definitions: t.Sequence[t.Mapping[str, t.Any]]) -> list[Problem]:

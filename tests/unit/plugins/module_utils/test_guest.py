@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _guest
+from ansible_collections.lockstep.colo.plugins.module_utils import _guest, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 from ansible_collections.lockstep.colo.tests.unit import _make
 
@@ -234,7 +234,9 @@ def test_guests_that_never_meet_may_have_the_same_ports_and_taps() -> None:
     assert _refused({"a": one, "b": two}, **links).error_code == "port_clash"
 
 
-@pytest.mark.parametrize("address", ["", "x", None, "0.0.0.0", "::", "224.0.0.1", "192.0.2.0/24", "192.0.2.2"])
+@pytest.mark.parametrize(
+    "address", ["", "x", None, "0.0.0.0", "::", "224.0.0.1", "192.0.2.0/24", "192.0.2.2", "fe80::1%eth0"]
+)
 def test_a_link_has_one_address_on_each_side(address: t.Any) -> None:
     assert "colo_link_address of host" in _refused({"web1": _make.wish()}, alpha=address).details["variable"]
 
@@ -366,6 +368,51 @@ def test_whatever_is_put_anywhere_is_refused_or_harmless(place: tuple[t.Any, ...
         _all_shaped(entry)
         guest = _guest.from_definition(json.loads(json.dumps(entry)))
         assert guest.name == "web1"
+        _one_word_each(guest)
+
+
+def _one_word_each(guest: _guest.Guest) -> None:
+    """No value of a definition becomes an option of QEMU's, or a second one: each option has one word."""
+    for role in _topology.ROLES:
+        words = _topology.qemu_argv(guest, role)[1:]
+        while words:
+            option = words.pop(0)
+            assert option in OPTIONS, option
+            if option not in FLAGS:
+                word = words.pop(0)
+                assert option not in ("-device", "-netdev") or re.fullmatch(r"[A-Za-z0-9_.:,=-]+", word)
+                assert option != "-blockdev" or json.loads(word)["driver"] in ("qcow2", "replication", "quorum")
+
+
+FLAGS = {"-nodefaults", "-no-user-config", "-S"}
+OPTIONS = FLAGS | {
+    *(
+        "-name",
+        "-uuid",
+        "-msg",
+        "-machine",
+        "-accel",
+        "-cpu",
+        "-smp",
+        "-m",
+        "-display",
+        "-action",
+        "-sandbox",
+        "-chardev",
+    ),
+    *("-serial", "-mon", "-kernel", "-initrd", "-append", "-blockdev", "-device", "-netdev", "-incoming"),
+}
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(HOSTILE | st.from_regex(r"(192[.]0[.]2[.]1|fe80::1)[%;{} #a-z0-9/]{0,12}", fullmatch=True))
+def test_an_address_of_the_link_is_nothing_but_an_address(address: str) -> None:
+    """It goes into firewall rules."""
+    try:
+        found = _definitions({"web1": FULL}, alpha=address)
+    except InputError:
+        return
+    assert re.fullmatch(r"[0-9a-f.:]+", found[0]["link"]["alpha"])
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
