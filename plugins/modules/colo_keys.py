@@ -78,8 +78,8 @@ fingerprints:
   returned: success
   type: dict
   sample: {web1: 5d41402abc4b2a76}
-keys:
-  description: The keys themselves.
+read:
+  description: The keys of the guests of O(read) themselves.
   returned: when O(read) is given
   type: dict
 error_code:
@@ -147,12 +147,12 @@ def ensure(module: AnsibleModule) -> dict[str, t.Any]:
         "fingerprints": {name: None if key is None else _key.fingerprint(key) for name, key in there.items()},
     }
     if params["read"]:
-        result["keys"] = {}
+        result["read"] = {}
         for name in params["read"]:
             key = there[name]
             if key is None:
                 raise ColoError("key_unusable", f"{paths[name]} holds no key: run site.yml on both hosts of the guest")
-            result["keys"][name] = key.hex()
+            result["read"][name] = key.hex()
     return result
 
 
