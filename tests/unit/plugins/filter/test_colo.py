@@ -310,6 +310,32 @@ def test_the_table_tells_checkpoints_of_this_session_only(standing: str) -> None
     assert "checkpoint pause - rate - " in row
 
 
+@pytest.mark.parametrize(
+    ("standings", "encrypted", "warned"),
+    [
+        (("primary", "secondary"), (True, True), False),
+        (("primary", "secondary"), (False, False), True),
+        (("alone", "standby"), (False, False), True),
+        (("alone", "standby"), (False, True), False),
+        (("alone", "stopped"), (False, False), False),
+        (("primary", None), (False, False), True),
+    ],
+)
+def test_what_crosses_the_link_in_the_clear_is_warned_of(
+    standings: tuple[str, str | None], encrypted: tuple[bool, bool], warned: bool
+) -> None:
+    hostvars = {
+        host: {"seen": _info(standing, qemu={"encrypted": secure})}
+        for host, standing, secure in zip(("alpha", "beta"), standings, encrypted)
+        if standing is not None
+    }
+    told = FILTERS["in_the_clear"](GUESTS, hostvars, "seen")
+    assert len(told) == int(warned)
+    assert not warned or told[0].startswith("WARNING: web1: the link is not encrypted")
+    table = FILTERS["status_table"](FILTERS["verdicts"](GUESTS, hostvars, "seen"), GUESTS, hostvars, "seen")
+    assert (table[-1:] == told) == warned
+
+
 def test_a_guest_that_would_be_started_is_served_by_nobody() -> None:
     records = {"alpha": _make.ALONE, "beta": g.new_record("web1", "beta", "alpha")}
     hostvars = {host: {"seen": _info("stopped", record)} for host, record in records.items()}
