@@ -135,6 +135,11 @@ host:
           returned: success
           type: bool
           sample: true
+        tls_psk:
+          description: Whether it can make TLS connections with a shared key.
+          returned: success
+          type: bool
+          sample: true
     memory_available_mib:
       description: Memory that is available, in MiB.
       returned: when O(definitions) are given
