@@ -22,13 +22,13 @@ def plan(
     renew: t.Collection[str] = (),
     supplied: t.Collection[str] = (),
 ) -> dict[str, t.Any]:
-    """What the host of these definitions does: ``make`` (guests) and ``copy`` (peer to guests).
+    """What the host of these definitions does: ``make`` (guests) and ``fetch`` (peer to guests).
 
     The first host's key counts; where it has none, the second's. So a renewal that was cut short after the first host is
     finished by the next run. Keys that the operator supplies (``supplied``) are neither made nor copied.
     """
     make: list[str] = []
-    copy: dict[str, list[str]] = {}
+    fetch: dict[str, list[str]] = {}
     for definition in definitions:
         name, host, peer = definition["name"], definition["host"], definition["peer"]
         if name in supplied:
@@ -45,8 +45,8 @@ def plan(
         if source == host:
             make += [name] if new else []
         elif new or prints[source] != prints[host]:
-            copy.setdefault(peer, []).append(name)
-    return {"make": make, "copy": copy}
+            fetch.setdefault(peer, []).append(name)
+    return {"make": make, "fetch": fetch}
 
 
 def _source(definition: t.Mapping[str, t.Any], found: Found, in_run: t.Collection[str], renew: bool) -> str:

@@ -29,7 +29,7 @@ def _run(keys: Keys, renew: bool = False, killed: bool = False, in_run: t.Sequen
     if killed:
         return now
     for host, plan in plans.items():
-        for peer in plan["copy"]:
+        for peer in plan["fetch"]:
             assert now[peer], "a key that nobody has cannot be copied"
             now[host] = now[peer]
     return now
@@ -67,4 +67,4 @@ def test_one_host_alone() -> None:
 
 def test_supplied_keys_are_neither_made_nor_copied() -> None:
     plan = _keys.plan([_make.definition("beta")], {"alpha": {"web1": "a"}}, HOSTS, ["web1"], {"web1": "..."})
-    assert plan == {"make": [], "copy": {}}
+    assert plan == {"make": [], "fetch": {}}
