@@ -374,7 +374,7 @@ def _protect_forward(
     before_switchover = ["none", "setup", "wait-unplug", "active", "cancelled", "failed", "completed"]
     return [
         Step("wait_heartbeat", "the standby's keeper answers and waits for this copy", timeout_s=15, changes=False),
-        *_client_credentials(guest, qemu),
+        *_client_credentials(guest, qemu, resumed),
         *([] if resumed else [*_all(_topology.nbd_commands(guest)), *_all(_topology.resync_commands(guest))]),
         Step(
             "wait_jobs_ready",
@@ -420,11 +420,11 @@ def _protect_forward(
     ]
 
 
-def _client_credentials(guest: Guest, qemu: _states.Qemu) -> list[Step]:
-    """From the present key; a copy that goes on keeps the connection that was made with an earlier one."""
+def _client_credentials(guest: Guest, qemu: _states.Qemu, resumed: bool) -> list[Step]:
+    """From the present key; a copy that goes on (``resumed``) keeps the connection that was made with an earlier one."""
     if not guest.tls:
         return []
-    old = _objects_gone(qemu, [_topology.tls_credentials("primary")])
+    old = _objects_gone(qemu, [_topology.tls_credentials("primary")]) if resumed else []
     return [_link_key(), *old, *_all(_topology.tls_commands(guest, "primary"))]
 
 

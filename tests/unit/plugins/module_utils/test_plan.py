@@ -572,6 +572,13 @@ def test_a_pair_in_lock_step_keeps_the_key_it_began_with() -> None:
         assert [step.operation for step in WISHES[wish](seen) if step.changes] == []
 
 
+def test_credentials_that_a_roll_back_takes_away_are_taken_away_once() -> None:
+    seen = _make.seen(_make.qemu(migration="active", objects={"tls-client": "tls-creds-psk"}))
+    titles = [step.title for step in _plan.protect(GUEST, seen, _make.FEATURES, 60)]
+    assert titles.count("object-del tls-client") == 1
+    assert titles.index("object-del tls-client") < titles.index("object-add tls-client")
+
+
 def test_what_is_half_built_with_another_link_security_is_not_gone_on_with() -> None:
     plain = _guest.from_definition({**_make.definition(), "link_security": "none"})
     standby = _make.seen(_whole_standby(), _make.SYNCING)
