@@ -117,7 +117,7 @@ def _read(path: str) -> bytes | None:
 
 def _write(path: str, key: bytes) -> None:
     try:
-        _files.replace_in_foreign_directory(path, key.hex() + "\n", os.geteuid(), os.getegid(), 0o600)
+        _files.replace_file(path, key.hex() + "\n", os.geteuid(), os.getegid(), 0o600)
     except OSError as exc:
         raise ColoError("file_not_written", f"{path} cannot be written ({exc.strerror})", path=path) from exc
 
