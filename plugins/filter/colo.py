@@ -13,10 +13,12 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.lockstep.colo.plugins.module_utils import (
     _features,
+    _fence,
     _generation,
     _guest,
     _keys,
     _pair,
+    _resolve,
     _states,
     _teardown,
 )
@@ -68,7 +70,8 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
     if "standing" not in seen:
         return _pair.Side(host, None)
     record = None if seen["record"] is None else _generation.Record.from_dict(dict(seen["record"]))
-    return _pair.Side(host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"])
+    hears = bool(seen.get("peer_heard"))
+    return _pair.Side(host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"], hears)
 
 
 def _mixed(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
@@ -118,10 +121,77 @@ def _wished(
     return judged
 
 
-def _failovers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, confirmed: str | None = None) -> Json:
+def _failovers(
+    guests: t.Mapping[str, Json],
+    hostvars: t.Any,
+    register: str,
+    confirmed: str | None = None,
+    fencings: t.Mapping[str, Json] | None = None,
+) -> Json:
+    """Who goes on with each guest; ``fencings`` is what became of the hosts that had to be fenced for it."""
     answers = _answers(guests, hostvars, register)
-    judged = {name: _pair.failover(_sides(name, guest, answers), confirmed or None) for name, guest in guests.items()}
-    return {name: dataclasses.asdict(one) for name, one in _pair.excuse_healthy(judged).items()}
+    tried = fencings or {}
+    proved = {host: fencing["evidence"] for host, fencing in tried.items() if fencing["evidence"]}
+    judged = {
+        name: _pair.failover(_sides(name, guest, answers), confirmed or None, proved) for name, guest in guests.items()
+    }
+    failovers = {name: dataclasses.asdict(one) for name, one in _pair.excuse_healthy(judged).items()}
+    for one in failovers.values():
+        if one["fence"] is not None and one["refusal"]:
+            host = one["fence"]
+            told = tried.get(host, {}).get("told") or [_fence.why_none(*_fencing(host, hostvars, register))]
+            failed = "; ".join(text for text in told if text)
+            one["refusal"] += f". It could not be fenced: {failed}" if failed else ""
+    return failovers
+
+
+def _fencing(host: str, hostvars: t.Any, register: str) -> tuple[list[_fence.Method], str, _fence.Answers]:
+    """The methods that fence ``host``, its name, and whether it answers."""
+    known: t.Any = {}
+    if host in hostvars:
+        known = hostvars[host]
+    answer = known.get(register)
+    answers: _fence.Answers = "not asked" if answer is None else "yes" if "guests" in answer else "no"
+    return _fence.methods(f"colo_fence of host {host}", known.get("colo_fence", [])), host, answers
+
+
+def _fences(failovers: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[Json]:
+    """The runs of colo_fence that are needed, in their order: for each host that has to be fenced, its methods."""
+    needed: dict[str, list[str]] = {}
+    for name, one in failovers.items():
+        if one["fence"] is not None:
+            needed.setdefault(one["fence"], []).append(name)
+    runs: list[Json] = []
+    for host, names in needed.items():
+        left = failovers[names[0]]["left"]
+        runs += map(dataclasses.asdict, _fence.attempts(*_fencing(host, hostvars, register), left, names))
+    return runs
+
+
+def _fencings(before: t.Mapping[str, Json], run: Json, hostvars: t.Any, register: str) -> Json:
+    """What became of the hosts that had to be fenced, with the result of one more run."""
+    result = hostvars[run["at"]].get(register) or {}
+    told = list(before.get(run["host"], {}).get("told", []))
+    if "evidence" not in result:
+        told.append(result.get("msg", "it ended without an answer"))
+    return {**before, run["host"]: {"evidence": result.get("evidence", ""), "told": told}}
+
+
+def _fence_problems(value: t.Any, host: str) -> list[str]:
+    """Why the methods to fence a host cannot be understood; without the values of their parameters."""
+    try:
+        _fence.methods(f"colo_fence of host {host}", value)
+    except ColoError as exc:
+        return [f"{exc.error_code}: {exc.message}"]
+    return []
+
+
+def _resolutions(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, keep: str = "") -> Json:
+    """What follows, for each guest, from the choice of the host whose copy is kept."""
+    answers = _answers(guests, hostvars, register)
+    return {
+        name: dataclasses.asdict(_resolve.resolve(_sides(name, guest, answers), keep)) for name, guest in guests.items()
+    }
 
 
 def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
@@ -361,11 +431,15 @@ class FilterModule:
             "refusals": _wrapped(_refusals),
             "not_protected": _wrapped(_not_protected),
             "failover_report": _wrapped(_failover_report),
+            "resolutions": _wrapped(_resolutions),
             "resync_report": _wrapped(_resync_report),
             "mixed": _wrapped(_mixed),
             "verdicts": _wrapped(_verdicts),
             "wished": _wrapped(_wished),
             "failovers": _wrapped(_failovers),
+            "fences": _wrapped(_fences),
+            "fencings": _wrapped(_fencings),
+            "fence_problems": _wrapped(_fence_problems),
             "guests_of": _wrapped(_guests_of),
             "succeeded": _wrapped(_succeeded),
             "troubles": _wrapped(_troubles),

@@ -90,6 +90,7 @@ class Applier:
         self.pauses: list[tuple[float, float]] = []
         self.packets_at: float | None = None  # the clock of events, which is the host's
         self.packets = 0
+        self.backup: str | None = None
         self._stopped_at: float | None = None
         self._colo_exit: dict[str, t.Any] | None = None
         self._powered_off = False
@@ -125,6 +126,7 @@ class Applier:
             "record": self._record,
             "permit": self._permit,
             "link_key": self._link_key,
+            "set_aside": self._set_aside,
             "start_unit": self._start_unit,
             "stop_unit": self._stop_unit,
             "wait_keeper": self._wait_keeper,
@@ -509,6 +511,9 @@ class Applier:
 
     def _link_key(self, step: Step, deadline: float) -> None:
         _link_key.write(self.guest)
+
+    def _set_aside(self, step: Step, deadline: float) -> None:
+        self.backup = _store.set_aside(self.guest)
 
     def _start_unit(self, step: Step, deadline: float) -> None:
         unit = step.arguments["unit"]

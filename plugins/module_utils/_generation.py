@@ -216,6 +216,12 @@ def started_alone(
     )
 
 
+def own_history(rec: Record, generation: int) -> bool:
+    """Whether this copy may hold data that the serving one of *generation* does not."""
+    serving_here = rec.role == "serving"
+    return rec.state == "alone" or rec.generation > generation or (serving_here and rec.generation == generation)
+
+
 def begin_sync(
     rec: Record, generation: int, *, reason: str = "standby is being filled", discard: bool = False
 ) -> Record:
@@ -227,14 +233,12 @@ def begin_sync(
 
     Error codes: ``copy_newer``.
     """
-    serving_here = rec.role == "serving"
-    own_history = rec.state == "alone" or rec.generation > generation or (serving_here and rec.generation == generation)
-    if own_history and not discard:
+    if own_history(rec, generation) and not discard:
         raise ColoError(
             "copy_newer",
             f"The copy of {rec.guest} on {rec.host} is not overwritten: its record is {rec.state} at generation "
             f"{rec.generation}, the serving copy is at {generation}, so it may hold data of its own. "
-            f"Keep it as a backup and confirm by name that it may be discarded, or start it instead.",
+            f"Keep it as a backup with resolve.yml, or start it instead.",
             guest=rec.guest,
             host=rec.host,
             state=rec.state,
@@ -441,8 +445,8 @@ def newest(a: Record | None, b: Record | None) -> Choice:
         newer = None if a.generation == b.generation else max(a, b, key=lambda rec: rec.generation).host
         return Choice(
             error_code="records_split",
-            message=f"Both hosts served without the other ({pair}): two histories. Keep both, compare the data, and "
-            f"confirm by name which one is discarded.",
+            message=f"Both hosts served without the other ({pair}): two histories. Decide whose copy the guest goes on with; "
+            f"resolve.yml tells about both, and keeps the other one as a backup.",
             newer=newer,
         )
     serving = [rec for rec in (a, b) if rec.role == "serving"]

@@ -177,7 +177,9 @@ def _told(applier: _apply.Applier, before: str, after: str, begin: float, observ
         timings["guest_pause_ms"] = applier.guest_pause_ms
     if applier.packets_at is not None:
         timings.update(packets_at=applier.packets_at, packets=applier.packets)
+    backup = {} if applier.backup is None else {"backup": applier.backup}
     return {
+        **backup,
         "changed": applier.changed,
         "standing": {"before": before, "after": after},
         "actions": applier.actions,

@@ -111,6 +111,13 @@ def power(name: str, module: AnsibleModule) -> _guests.Result:
     return _guests.converge(guest, module, lambda seen, _applier: _plan.power_off(guest, seen, timeout_s), "stopped")
 
 
+def set_aside(name: str, module: AnsibleModule) -> _guests.Result:
+    """One guest's part of colo_backup."""
+    guest = _guests.load(module.params["config_dir"], name)
+    kept_on = module.params["kept_on"].get(name)
+    return _guests.converge(guest, module, lambda seen, _applier: _plan.set_aside(guest, seen, kept_on), "stopped")
+
+
 def fail_over(name: str, module: AnsibleModule) -> _guests.Result:
     """One guest's part of colo_failover."""
     guest = _guests.load(module.params["config_dir"], name)

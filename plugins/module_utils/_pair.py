@@ -19,13 +19,17 @@ Verdict = t.Literal["absent", "unprotected", "protecting", "protected", "degrade
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One host's answer about the guest; ``standing`` is None when the host did not answer."""
+    """One host's answer about the guest; ``standing`` is None when the host did not answer.
+
+    ``hears``: its keeper hears the other one's, which says that its QEMU lives.
+    """
 
     host: str
     standing: Standing | None
     record: Record | None = None
     proven: bool = False
     void_reason: str | None = None
+    hears: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +90,12 @@ def pair(sides: tuple[Side, Side]) -> Pair:
     """Judge a pair from the answers of its two hosts, given in the order of the guest's ``hosts``."""
     one, two = sides
     unknown = [side for side in sides if side.standing in (None, "failed") or _role_unknown(side)]
-    serving = [side for side in sides if _serves(side)]
+    serving = [side for side in sides if serves(side)]
     if len(serving) == 2:
         return Pair(
             "split",
             f"{one.host} ({one.standing}) and {two.host} ({two.standing}) both serve the guest",
-            refusal="both hosts run this guest: see the runbook for split pairs before anything else",
+            refusal="both hosts run this guest (split): decide whose copy it goes on with; resolve.yml tells about both, and keeps the other one as a backup",
         )
     if serving:
         return _one_serves(serving[0], two if serving[0] is one else one)
@@ -127,7 +131,7 @@ def pair(sides: tuple[Side, Side]) -> Pair:
     return _nobody_serves(one, two)
 
 
-def _serves(side: Side) -> bool:
+def serves(side: Side) -> bool:
     """Whether this side runs the guest for its clients."""
     if side.standing in SERVING:
         return True
@@ -245,7 +249,8 @@ class Failover:
 
     ``fenced_by`` is the evidence about the other host; ``stop`` the host whose left-behind standby has to be stopped
     before the survivor goes on; ``refusal`` is empty when all is well; ``healthy`` says that the guest lost nothing, and
-    ``told`` is what is said about it when that is no reason to refuse.
+    ``told`` is what is said about it when that is no reason to refuse. ``fence`` is the host without whose fencing
+    nobody may go on (refused until then), and ``left`` the one that could.
     """
 
     survivor: str | None
@@ -254,30 +259,41 @@ class Failover:
     refusal: str = ""
     healthy: bool = False
     told: str = ""
+    fence: str | None = None
+    left: str | None = None
 
 
-def failover(sides: tuple[Side, Side], confirmed: str | None) -> Failover:
-    """Judge a failover; ``confirmed`` is the host of which the operator says by name that it is fenced."""
-    judged = _who_goes_on(sides, confirmed)
-    if any(_is_off(side) for side in sides if side.host == judged.survivor):
-        told = f"the guest had powered itself off: nothing is left to fail over to {judged.survivor}. power.yml starts it again"
+def failover(sides: tuple[Side, Side], confirmed: str | None, fenced: t.Mapping[str, str] | None = None) -> Failover:
+    """Judge a failover; ``confirmed`` is the host of which the operator says by name that it is fenced, ``fenced`` are those
+    that a method of theirs has fenced, with the evidence.
+    """
+    judged = _who_goes_on(sides, confirmed, fenced or {})
+    goes_on = judged.survivor or judged.left
+    if any(_is_off(side) for side in sides if side.host == goes_on):
+        told = f"the guest had powered itself off: nothing is left to fail over to {goes_on}. power.yml starts it again"
         return Failover(None, refusal=told)
     return judged
 
 
-def _who_goes_on(sides: tuple[Side, Side], confirmed: str | None) -> Failover:
+def _who_goes_on(sides: tuple[Side, Side], confirmed: str | None, fenced: t.Mapping[str, str]) -> Failover:
     one, two = sides
     if confirmed is not None and confirmed in (one.host, two.host):
         survivor, other = (two, one) if one.host == confirmed else (one, two)
         return _survives(survivor, f"operator confirmed that {other.host} is fenced")
-    serving = [side for side in sides if _serves(side)]
+    for survivor, other in ((one, two), (two, one)):
+        if other.host in fenced and other.standing in (None, "failed"):
+            return _survives(survivor, fenced[other.host])
+    serving = [side for side in sides if serves(side)]
     if len(serving) == 2:
-        told = f"both {one.host} and {two.host} serve the guest (split): see the runbook for split pairs"
+        told = f"both {one.host} and {two.host} serve the guest (split): resolve.yml tells about both copies, and is the way out"
         return Failover(None, refusal=told)
     if serving:
         return _goes_on(serving[0], two if serving[0] is one else one)
     waiting = [side for side in sides if side.standing in ("secondary", "orphaned")]
     if len(waiting) != 1:
+        for hung, other in ((one, two), (two, one)):
+            if other.standing is None and _hangs(hung):
+                return _unless_heard(hung, other, _fence_first(hung.host, other.host, "does not answer"))
         told = ", ".join(f"{side.host} is {side.standing or 'unreachable'}" for side in sides)
         return Failover(None, refusal=f"no host holds a running copy of the guest ({told}): run site.yml")
     return _takes_over(waiting[0], two if waiting[0] is one else one)
@@ -287,15 +303,35 @@ def _survives(survivor: Side, evidence: str) -> Failover:
     """The one that is left, when the other one is known to be gone."""
     if survivor.standing is None:
         return Failover(None, refusal=f"{survivor.host} does not answer: it cannot go on with the guest")
-    if survivor.standing == "secondary" or survivor.standing == "orphaned" or _serves(survivor):
+    if survivor.standing == "secondary" or survivor.standing == "orphaned" or serves(survivor):
         return Failover(survivor.host, evidence)
-    if survivor.standing == "failed" and survivor.record is not None and survivor.record.state == "protected":
-        # A main loop that waits for the lost peer's disk gives no answer. The failover frees it, and judges what it sees then.
+    if _hangs(survivor):
+        # The failover frees it, and judges what it sees then.
         return Failover(survivor.host, evidence)
     return Failover(
         None,
         refusal=f"{survivor.host} is {survivor.standing} and holds no running copy of the guest to fail over to: run site.yml",
     )
+
+
+def _hangs(side: Side) -> bool:
+    """A main loop that waits for the lost peer's disk gives no answer."""
+    return side.standing == "failed" and side.record is not None and side.record.state == "protected"
+
+
+def _unless_heard(left: Side, other: Side, refusal: str) -> Failover:
+    """``left`` needs ``other`` to be fenced before it may go on; one that is heard to be well is not fenced for it."""
+    if other.standing is None and left.hears:
+        told = (
+            f"{other.host} does not answer, but {left.host} hears its keeper on the link, and its QEMU lives: repair the way to "
+            f"{other.host}. If the guest has to leave it, cut its power, then run failover.yml -e colo_confirm_fenced={other.host}"
+        )
+        return Failover(None, refusal=told)
+    record = left.record
+    if not serves(left) and (record is None or (record.role == "standby" and (record.stale or record.void))):
+        # a takeover that would be refused afterwards is no reason to switch a host off
+        return Failover(None, refusal=refusal)
+    return Failover(None, refusal=refusal, fence=other.host, left=left.host)
 
 
 def _goes_on(serving: Side, other: Side) -> Failover:
@@ -306,7 +342,7 @@ def _goes_on(serving: Side, other: Side) -> Failover:
         return Failover(serving.host, f"observed on {other.host}: no copy of the guest runs ({other.standing})")
     if other.standing is None or other.standing == "failed":
         why = "does not answer" if other.standing is None else "has a QEMU that does not answer"
-        return Failover(None, refusal=_fence_first(serving.host, other.host, why))
+        return _unless_heard(serving, other, _fence_first(serving.host, other.host, why))
     if serving.standing == "primary" and other.standing == "secondary":
         told = f"the pair is healthy ({serving.host} serves, {other.host} follows): nothing to fail over"
         return Failover(None, refusal=told, healthy=True)
@@ -321,11 +357,13 @@ def _takes_over(waiting: Side, other: Side) -> Failover:
     if other.standing in ("stopped", "absent"):
         return Failover(waiting.host, f"observed on {other.host}: its QEMU is not running ({other.standing})")
     state = "does not answer" if other.standing is None else f"is {other.standing}"
-    return Failover(
-        None,
-        refusal=f"{waiting.host} can take over, but {other.host} {state} and may still run the guest: an unreachable host is "
-        f"not a dead one. Fence {other.host} (cut its power), then run failover.yml -e colo_confirm_fenced={other.host}",
+    refusal = (
+        f"{waiting.host} can take over, but {other.host} {state} and may still run the guest: an unreachable host is "
+        f"not a dead one. Fence {other.host} (cut its power), then run failover.yml -e colo_confirm_fenced={other.host}"
     )
+    if other.standing in (None, "failed"):
+        return _unless_heard(waiting, other, refusal)
+    return Failover(None, refusal=refusal)
 
 
 def excuse_healthy(judged: t.Mapping[str, Failover]) -> dict[str, Failover]:
@@ -367,7 +405,7 @@ def drain(sides: tuple[Side, Side], host: str) -> Drain:
         return Drain(goes_on=other.host, stop=host)
     if other.standing == "alone" and here.standing in ("stopped", "absent", "standby", "secondary", "orphaned"):
         # two that serve are split, whatever the second one is called
-        return Drain(refusal=judged.refusal) if _serves(here) else Drain(goes_on=other.host, stop=host)
+        return Drain(refusal=judged.refusal) if serves(here) else Drain(goes_on=other.host, stop=host)
     if judged.refusal:
         return Drain(refusal=judged.refusal)
     if (judged.start or judged.off) and here.standing in ("stopped", "absent"):

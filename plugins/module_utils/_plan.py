@@ -27,6 +27,7 @@ Operation = t.Literal[
     "record",
     "permit",
     "link_key",
+    "set_aside",
     "start_unit",
     "stop_unit",
     "wait_keeper",
@@ -161,8 +162,7 @@ def _start(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]
         raise RefusedError(
             "takeover_unfinished",
             f"guest {guest.name}: {guest.host} died while it took over, before its overlays were seen to be committed; its image may "
-            f"lack the last writes. Back up the images in {guest.paths.state} and on {guest.peer}, then follow 'A takeover that "
-            "was cut short' in docs/runbooks/failover.md",
+            f"lack the last writes. Follow 'A takeover that was cut short' in docs/runbooks/failover.md",
         )
     steps: list[Step] = []
     if seen.process:
@@ -619,6 +619,24 @@ def _is_off(guest: Guest) -> RefusedError:
     )
 
 
+def set_aside(guest: Guest, seen: Observation, kept_on: t.Any) -> list[Step]:
+    """This host's copy is a backup, and no QEMU of it runs (colo_backup). ``kept_on`` names the host whose copy goes on.
+
+    Whatever runs here is ended: that is what was asked for, by name (``keep_missing``).
+    """
+    if kept_on != guest.peer:
+        raise RefusedError(
+            "keep_missing",
+            f"guest {guest.name}: the copy on {guest.host} is given up only for the one on {guest.peer}, by its exact name; kept_on is "
+            f"{kept_on!r}",
+        )
+    stop = [_stop(guest)] if seen.process else []
+    if seen.record is None or seen.record.state == "new":
+        # set aside by a run that was killed; a copy that never ran holds nothing
+        return stop
+    return [*stop, Step("set_aside", f"keep the copy as a backup, {guest.paths.state} under another name")]
+
+
 # --- failover and switchover ---------------------------------------------------------------------------------------------------
 
 
@@ -657,7 +675,8 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
     (refused by the record: ``copy_stale``, ``protection_void``, ``copy_unprotected``).
     """
     now = _states.standing(seen)
-    if now == "alone":
+    by_hand = now == "alone" and seen.record is not None and seen.record.role == "standby"
+    if now == "alone" and not by_hand:
         return (to_alone(guest, seen) if _states.leftovers(seen) else []) + _whole(guest, seen)
     if now in ("primary", "orphaned", "syncing") and is_outgoing(seen):
         if (
@@ -672,7 +691,8 @@ def failover(guest: Guest, seen: Observation, fenced_by: str | None, accept_void
                 standing=now,
             )
         return to_alone(guest, seen, fenced_by)
-    if now not in ("secondary", "orphaned") or seen.qemu is None:
+    # one that was promoted behind the collection's back has yet to take over: by its record, and by what is left in QEMU
+    if (now not in ("secondary", "orphaned") and not by_hand) or seen.qemu is None:
         raise RefusedError(
             "not_protected",
             f"guest {guest.name}: {guest.host} is {now} and holds no running copy to fail over to",

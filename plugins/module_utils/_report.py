@@ -36,6 +36,8 @@ def look(name: str, module: AnsibleModule) -> _guests.Result:
         if _observe.unit_state(module.run_command, _guest.unit_name(name)) not in ("inactive", "failed"):
             raise
         return {"changed": False, "standing": "absent", "record": None, "proven": False, "void_reason": None}
+    if module.params["listen"]:
+        _observe.await_silence(guest)
     seen = _observe.observe(guest, module.run_command)
     result = {"changed": False, **report(guest, seen), "unit": _observe.unit_details(module.run_command, guest.unit)}
     if seen.process:
@@ -59,6 +61,7 @@ def report(guest: Guest, seen: Observation) -> dict[str, t.Any]:
         "proven": side.proven,
         "void_reason": side.void_reason,
         "trouble": seen.trouble,
+        "peer_heard": _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms),
         "leftovers": _states.leftovers(seen),
         "qemu": None if seen.qemu is None else _qemu(seen.qemu),
         "checkpoints": {} if keeper is None else keeper.pop("checkpoints"),

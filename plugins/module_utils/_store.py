@@ -112,6 +112,41 @@ def update(guest: Guest, transition: t.Callable[[Record], Record]) -> tuple[Reco
         return before, after
 
 
+def set_aside(guest: Guest) -> str:
+    """Rename the directory of this host's copy, record and all, and return its new name; nothing is overwritten.
+
+    One rename, so a power cut leaves the copy in its old place or in the new one, and never a part of it in either.
+
+    Error codes: ``not_set_aside``, ``record_locked``.
+    """
+    place = guest.paths.state
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        with _locked(guest):
+            backup = f"{place}.set-aside-{now:%Y%m%dT%H%M%SZ}"
+            if os.path.lexists(backup):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            os.rename(place, backup)
+            _sync_directory(os.path.dirname(place))
+    except OSError as exc:
+        raise ColoError(
+            "not_set_aside",
+            f"{place} cannot be renamed ({exc.strerror or exc}), and the copy is where it was: move record and images of "
+            f"{guest.name} to another directory by hand, the record first, then run again",
+            path=place,
+        ) from exc
+    return backup
+
+
+def _sync_directory(path: str) -> None:
+    """A rename is only durable once its directory is."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _stamped(record: Record) -> Record:
     now = datetime.datetime.now(datetime.UTC)
     return dataclasses.replace(record, changed_at=now.isoformat(timespec="milliseconds"))
@@ -212,11 +247,6 @@ def _write(guest: Guest, record: Record) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.rename(temporary, guest.record_file)
-        # The rename itself is only durable once the directory is.
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _sync_directory(directory)
     except OSError as exc:
         raise _not_written(guest, exc) from exc

@@ -31,6 +31,12 @@ options:
       - Zero does not watch. The keeper's own figures since the guest's start are returned in any case.
     type: float
     default: 0
+  listen:
+    description:
+      - Look only when the other host's keeper has been silent for two beats, or is known to go on beating.
+        A look right after that host's death would take its last heartbeat for a sign of life.
+    type: bool
+    default: false
 seealso:
   - module: lockstep.colo.colo_migrate
   - module: lockstep.colo.colo_failover
@@ -68,6 +74,10 @@ guests:
       type: dict
     proven:
       description: Whether the keeper saw a checkpoint within three delays and hears the peer.
+      returned: success
+      type: bool
+    peer_heard:
+      description: Whether the keeper hears the other host's right now, and that one says that its QEMU lives.
       returned: success
       type: bool
     void_reason:
@@ -133,6 +143,7 @@ def main() -> None:
             **_guests.ARGUMENTS,
             "name": {"type": "list", "elements": "str"},
             "sample_s": {"type": "float", "default": 0.0},
+            "listen": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

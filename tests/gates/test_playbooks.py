@@ -31,8 +31,8 @@ colo_hosts:
     beta: {colo_link_address: 192.0.2.2}
 """
 
-# What is refused while a guest runs, and has a check mode only when none does (molecule/teardown).
-NOT_ON_A_RUNNING_GUEST = ["teardown"]
+# What is refused while a guest runs well, and has a check mode only when none does (molecule/teardown, molecule/split).
+NOT_ON_A_RUNNING_GUEST = ["teardown", "resolve"]
 # Playbooks that insist on being told something: what a check-mode run on a healthy lab tells them.
 ARGUMENTS: dict[str, list[str]] = {
     "failover": ["-e", "colo_confirm_fenced=beta"],

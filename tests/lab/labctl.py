@@ -22,15 +22,15 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import labbmc
 import labguest
 import labroot
 from labhost import CABLES, HOSTS, LAN, LINK, NETNS_RUN, Host
-from labproc import Process, has_link, ip, locked, wait_until, write_text
+from labproc import Process, end, has_link, ip, locked, serve, wait_until, write_text
 from labroot import LabError, run
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class Lab:
             self._make_key()
             self._make_networks()
             self.start_relay()
+            for host in self.hosts.values():
+                host.bmc.set_mode("good")
             self.log(
                 "booting " + " and ".join(name for name, host in self.hosts.items() if not host.is_on)
                 if not self.all_on
@@ -116,6 +118,8 @@ class Lab:
                 with locked(host.directory / "lock"):
                     host._kill()
             self.stop_relay()
+            for host in self.hosts.values():
+                host.bmc.stop()
             for netns in (self.client, self.switch):
                 if (NETNS_RUN / netns).exists():
                     self._empty_netns(netns)
@@ -170,6 +174,8 @@ class Lab:
                     netns=self.switch,
                 )
             ip("link", "set", "dev", bridge, "up", netns=self.switch)
+        for host in self.hosts.values():
+            ip("addr", "replace", f"{labbmc.address(host.number)}/{labbmc.PREFIX}", "dev", "mgmt", netns=self.switch)
         if not has_link(self.client, "lan0"):
             ip(
                 "link",
@@ -205,30 +211,10 @@ class Lab:
                 *mirror.sites,
                 *(["--via", mirror.proxy] if mirror.proxy else []),
             ]
-            with open(self.directory / "relay.log", "ab") as output:
-                child = subprocess.Popen(
-                    argv,
-                    cwd=self.relay_directory,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            started = Process.of(child.pid)
-            if started is None:
-                raise LabError(f"the apt relay did not start: see {self.directory / 'relay.log'}")
-            started.store(record)
-            wait_until(lambda: socket_path.exists() or child.poll() is not None, 20, "the apt relay listens")
-            if child.poll() is not None:
-                raise LabError(f"the apt relay ended: see {self.directory / 'relay.log'}")
+            serve(argv, self.relay_directory, self.directory / "relay.log", record, socket_path.exists, "the apt relay")
 
     def stop_relay(self) -> None:
-        process = Process.load(self.relay_directory / "process")
-        if process is not None:
-            process.send(signal.SIGTERM)
-            with contextlib.suppress(LabError):
-                wait_until(lambda: not process.alive, 3, "the relay ended")
-            process.send(signal.SIGKILL)
+        end(Process.load(self.relay_directory / "process"), "the apt relay")
 
     # what others read
 
@@ -294,6 +280,7 @@ class Lab:
                     "netns": host.machine,
                     "leader_pid": leader.pid if leader else None,
                     "root": str(host.directory / "root"),
+                    "bmc": {"address": labbmc.address(host.number), "user": labbmc.USER, "password": labbmc.PASSWORD},
                     "power_off": self.ctl("power-off", name),
                     "power_on": self.ctl("power-on", name),
                 }
@@ -389,9 +376,20 @@ def parser() -> argparse.ArgumentParser:
     add("reset", "give back an empty host (powered on): its whole disk is thrown away", host=True)
     add("freeze", "the host hangs: every process stops, the kernel still answers ping", host=True)
     add("thaw", "end of freeze", host=True)
-    for kind, text in (("link", "the replication link (repl0)"), ("lan", "the client LAN (lan0)")):
+    cables = {
+        "link": "the replication link (repl0)",
+        "lan": "the client LAN (lan0)",
+        "mgmt": "the management network (mgmt0)",
+    }
+    for kind, text in cables.items():
         plug = add(kind, f"pull or plug in the cable of {text}; stays so over power-off/on", host=True)
         plug.add_argument("state", choices=["up", "down"])
+    bmc = add("bmc", "what its management controller is like from now on", host=True)
+    bmc.add_argument(
+        "mode", choices=list(labbmc.MODES), help="; ".join(f"{mode}: {text}" for mode, text in labbmc.MODES.items())
+    )
+    chassis = add("chassis", "what a simulated management controller asks of the power switch", host=True)
+    chassis.add_argument("words", nargs=argparse.REMAINDER)
     execute = add("exec", "run a command in a host, as root, with a clean environment and without ssh", host=True)
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     ssh = add("ssh", "log in, or run a command, the way Ansible does", host=True)
@@ -418,7 +416,7 @@ def act(lab: Lab, options: argparse.Namespace) -> None:
             shutil.rmtree(lab.cache, ignore_errors=True)
     elif command == "status":
         for name, host in lab.hosts.items():
-            print(f"{name}: {host.describe()}")
+            print(f"{name}: {host.describe()}; BMC {host.bmc.describe()}")
         relay = Process.load(lab.relay_directory / "process")
         print(f"apt relay: {'on' if relay and relay.alive else 'off'}")
         print(f"client: {lab.client if (NETNS_RUN / lab.client).exists() else 'absent'}")
@@ -457,10 +455,8 @@ def act_on_host(lab: Lab, host: Host, options: argparse.Namespace) -> None:
     elif command == "reset":
         host.reset()
         host.power_on()
-    elif command in ("freeze", "thaw"):
-        host.freeze(command == "freeze")
-    elif command in CABLES:
-        host.plug(command, options.state)
+    elif command in ("bmc", "chassis", "freeze", "thaw") or command in CABLES:
+        disturb(host, options)
     elif command == "exec":
         into(host.command(without_dashes(options.words, ["bash", "-l"])))
     elif command == "ssh":
@@ -476,6 +472,18 @@ def act_on_host(lab: Lab, host: Host, options: argparse.Namespace) -> None:
         )
     else:
         raise AssertionError(command)
+
+
+def disturb(host: Host, options: argparse.Namespace) -> None:
+    """What is done to a host from outside, beside its power."""
+    if options.command == "bmc":
+        host.bmc.set_mode(options.mode)
+    elif options.command == "chassis":
+        host.bmc.chassis(options.words)
+    elif options.command in CABLES:
+        host.plug(options.command, options.state)
+    else:
+        host.freeze(options.command == "freeze")
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
+import labbmc
 from labproc import Cgroup, Process, has_link, ip, locked, parse_stat, start_time, wait_until, write_text
 from labroot import LabError, run
 
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 HERE = pathlib.Path(__file__).resolve().parent
 HOSTS = {"alpha": 1, "beta": 2}
 LINK = "192.0.2"
+LINK_PREFIX = 25  # the other half is the management network's
 LAN = "198.51.100"
-CABLES = {"link": ("r", "repl0"), "lan": ("l", "lan0")}
+CABLES = {"link": ("r", "repl0"), "lan": ("l", "lan0"), "mgmt": ("m", "mgmt0")}
 NETNS_RUN = pathlib.Path("/run/netns")
 HOST_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -47,6 +49,7 @@ class Host:
         self.machine = f"{lab.name}-{name}"
         self.directory = lab.directory / "hosts" / name
         self.cgroup = Cgroup(self.machine)
+        self.bmc = labbmc.Bmc(self)
 
     # what it is
 
@@ -390,7 +393,10 @@ def host_files(name: str, number: int, apt_options: Sequence[str], public_key: s
         "etc/hostname": f"{name}\n",
         "etc/hosts": f"127.0.0.1 localhost\n{names}",
         "etc/systemd/network/20-repl0.network": (
-            f"[Match]\nName=repl0\n\n[Network]\nAddress={LINK}.{number}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nConfigureWithoutCarrier=yes\n"
+            f"[Match]\nName=repl0\n\n[Network]\nAddress={LINK}.{number}/{LINK_PREFIX}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nConfigureWithoutCarrier=yes\n"
+        ),
+        "etc/systemd/network/21-mgmt0.network": (
+            f"[Match]\nName=mgmt0\n\n[Network]\nAddress={labbmc.host_address(number)}/{labbmc.PREFIX}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
         ),
         "etc/tmpfiles.d/lab-devices.conf": "d /dev/net 0755 root root\nc! /dev/net/tun 0666 root root - 10:200\nc! /dev/kvm 0660 root kvm - 10:232\n",
         "etc/apt/apt.conf.d/99lab": proxy + "".join(f"{option}\n" for option in apt_options),

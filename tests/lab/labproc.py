@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from labroot import LabError, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 @functools.cache
@@ -84,6 +84,37 @@ class Process:
             return cls(int(pid), int(started), boot)
         except (OSError, ValueError):
             return None
+
+
+def serve(
+    argv: Sequence[str],
+    directory: pathlib.Path,
+    log: pathlib.Path,
+    record: pathlib.Path,
+    ready: Callable[[], bool],
+    what: str,
+) -> None:
+    """Start a program that outlives this one, recorded so that it can be found again, and wait until it is ready."""
+    with open(log, "ab") as output:
+        child = subprocess.Popen(
+            list(argv), cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    started = Process.of(child.pid)
+    if started is None:
+        raise LabError(f"{what} did not start: see {log}")
+    started.store(record)
+    wait_until(lambda: child.poll() is not None or ready(), 20, f"{what} listens")
+    if child.poll() is not None:
+        raise LabError(f"{what} ended: see {log}")
+
+
+def end(process: Process | None, what: str) -> None:
+    """Ask a program to end, and insist."""
+    if process is not None:
+        process.send(signal.SIGTERM)
+        with contextlib.suppress(LabError):
+            wait_until(lambda: not process.alive, 3, f"{what} ended")
+        process.send(signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str, interval: float = 0.02) -> None:

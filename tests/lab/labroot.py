@@ -24,7 +24,14 @@ BASE_PACKAGES = (
     "systemd-sysv", "tcpdump",
 )  # fmt: skip
 # What the roles will ask for. These are only downloaded: dpkg of a host knows none of them.
-SEEDED_PACKAGES = ("qemu-system-x86", "qemu-utils", "qemu-block-extra", "python3-qemu-qmp", "nftables")
+SEEDED_PACKAGES = (
+    "qemu-system-x86",
+    "qemu-utils",
+    "qemu-block-extra",
+    "python3-qemu-qmp",
+    "nftables",
+    "fence-agents-ipmilan",
+)
 # Work of the clock, which would make measurements differ, and consoles that nobody sees.
 MASKED_UNITS = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer",

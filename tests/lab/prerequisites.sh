@@ -6,7 +6,7 @@
 # Installs what the machine itself needs to run the lab: Debian 12 and later, Ubuntu 22.04 and later. Nothing is done when it is all there.
 set -eu
 
-packages="systemd-container mmdebstrap debian-archive-keyring socat iproute2 util-linux procps openssh-client gcc libc6-dev make xz-utils zstd kmod"
+packages="systemd-container mmdebstrap debian-archive-keyring socat iproute2 util-linux procps openssh-client gcc libc6-dev make xz-utils zstd kmod openipmi"
 
 missing=""
 for package in $packages; do

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import client
+import labbmc
 import labctl
 import labguest
 import labhost
@@ -92,6 +94,7 @@ def test_hosts_differ_and_carry_the_key() -> None:
     assert {path for path in alpha if alpha[path] != beta[path]} == {
         "etc/hostname",
         "etc/systemd/network/20-repl0.network",
+        "etc/systemd/network/21-mgmt0.network",
     }
 
 
@@ -100,6 +103,49 @@ def test_the_commands_in_lab_json_survive_odd_directories(tmp_path: pathlib.Path
     words = shlex.split(lab.ctl("power-off", "alpha"))
     assert words[-2:] == ["power-off", "alpha"]
     assert str(tmp_path / "a b'c") in words
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer", "is_on"), [("good", "power:0", False), ("stubborn", "power:1", True), ("lying", "power:0", True)]
+)
+def test_a_controller_is_as_bad_as_it_is_told_to_be(
+    mode: str,
+    answer: str,
+    is_on: bool,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    host = labctl.Lab(tmp_path, tmp_path / "cache", verbose=False).host("alpha")
+    power = {"on": True}
+    monkeypatch.setattr(labhost.Host, "leader", property(lambda _host: "PID 1" if power["on"] else None))
+    monkeypatch.setattr(labhost.Host, "is_empty", property(lambda _host: not power["on"]))
+    monkeypatch.setattr(labhost.Host, "power_off", lambda _host: power.update(on=False))
+    labproc.write_text(host.bmc.directory / "mode", mode)
+    host.bmc.chassis(["0x20", "set", "power", "0"])
+    host.bmc.chassis(["0x20", "get", "power"])
+    assert capsys.readouterr().out == f"{answer}\n"
+    assert power["on"] is is_on
+
+
+def test_a_controller_says_off_only_when_nothing_is_left(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PID 1 is dead, and a process of the host still lives."""
+    bmc = labbmc.Bmc(labctl.Lab(tmp_path, tmp_path / "cache", verbose=False).host("alpha"))
+    bmc.directory.mkdir(parents=True)
+    monkeypatch.setattr(labhost.Host, "leader", None)
+    monkeypatch.setattr(labhost.Host, "is_empty", False)
+    bmc.chassis(["0x20", "get", "power"])
+    assert capsys.readouterr().out == "power:1\n"
+
+
+def test_the_controllers_network_is_not_the_links() -> None:
+    hosts = {ipaddress.ip_address(f"{labhost.LINK}.{number}") for number in labhost.HOSTS.values()}
+    link = ipaddress.ip_network(f"{labhost.LINK}.0/{labhost.LINK_PREFIX}")
+    managed = {ipaddress.ip_address(labbmc.address(number)) for number in labhost.HOSTS.values()}
+    assert all(address in link for address in hosts)
+    assert not any(address in link for address in managed)
 
 
 def test_cpio_members_are_aligned() -> None:

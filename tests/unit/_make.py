@@ -128,6 +128,7 @@ SIGHTS: dict[str, _states.Observation] = {
     "stopped-shutdown": seen(qemu(runstate="shutdown")),
     "alone": seen(qemu()),
     "alone-after-failure": seen(qemu(migration="failed")),
+    "alone-by-hand": seen(qemu(migration="completed", exports=frozenset({"export0"})), SECONDARY),
     "alone-leftovers": seen(qemu(nodes=frozenset({"parent0", "colo-disk0", "nbd0"}))),
     "standby": seen(qemu(runstate="inmigrate", migration="setup"), SYNCING),
     "standby-bare": seen(qemu(runstate="inmigrate"), SYNCING),

@@ -458,3 +458,77 @@ def test_releases_that_must_not_meet(one: str, two: str | None, mixed: bool) -> 
     assert bool(lines) == mixed
     assert all("qemu_mixed" in line and "web1" in line and one in line for line in lines)
     assert FILTERS["mixed"](GUESTS, {}, "asked") == []
+
+
+# --- fencing, and two histories ---------------------------------------------------------------------------------
+
+AGENT: Json = {"method": "agent", "agent": "fence_x", "parameters": {"password": "b7-hush"}}
+ORPHANED = {"seen": _info("orphaned", SECONDARY)}
+LOST: Json = {"alpha": {"seen": {"unreachable": True}, "colo_fence": [AGENT, {"method": "manual"}]}, "beta": ORPHANED}
+RUN: Json = {"host": "alpha", "at": "beta", "controller": False, "first": 0, "last": 1, "guests": ("web1",)}
+
+
+def test_the_runs_that_fence_a_lost_host() -> None:
+    failovers = FILTERS["failovers"](GUESTS, LOST, "seen")
+    assert failovers["web1"]["fence"] == "alpha"
+    assert FILTERS["fences"](failovers, LOST, "seen") == [RUN]
+    assert "b7-hush" not in str(FILTERS["fences"](failovers, LOST, "seen"))
+
+
+def test_a_host_that_answers_is_fenced_on_itself_only() -> None:
+    hostvars = {**LOST, "alpha": {**LOST["alpha"], "seen": {"guests": {"web1": {"error": {"message": "no"}}}}}}
+    failovers = FILTERS["failovers"](GUESTS, hostvars, "seen")
+    assert FILTERS["fences"](failovers, hostvars, "seen") == []
+    assert "colo_fence of alpha has no method ssh" in failovers["web1"]["refusal"]
+    hostvars["alpha"]["colo_fence"] = [AGENT, {"method": "ssh"}]
+    assert FILTERS["fences"](failovers, hostvars, "seen") == [{**RUN, "at": "alpha", "first": 1, "last": 2}]
+
+
+def test_without_a_method_nothing_is_run_and_nothing_more_is_said() -> None:
+    cases: list[Json] = [{}, {"colo_fence": []}, {"colo_fence": [{"method": "manual"}]}]
+    for hosts in cases:
+        hostvars = {**LOST, "alpha": {"seen": {"unreachable": True}, **hosts}}
+        failovers = FILTERS["failovers"](GUESTS, hostvars, "seen")
+        assert FILTERS["fences"](failovers, hostvars, "seen") == []
+        assert failovers["web1"]["refusal"].endswith("-e colo_confirm_fenced=alpha")
+
+
+def test_what_a_run_has_proved_or_not() -> None:
+    failed = {"failed": True, "msg": "alpha is not fenced: fence_x: fence_timeout: fence_x did not end within 5 s"}
+    hostvars = {**LOST, "beta": {**ORPHANED, "fenced": failed}}
+    told = FILTERS["fencings"]({}, RUN, hostvars, "fenced")
+    assert told == {"alpha": {"evidence": "", "told": [failed["msg"]]}}
+    refused = FILTERS["failovers"](GUESTS, hostvars, "seen", "", told)["web1"]
+    assert refused["survivor"] is None
+    assert f"It could not be fenced: {failed['msg']}" in refused["refusal"]
+
+    hostvars["beta"]["fenced"] = {"changed": True, "evidence": "its power is off"}
+    proved = FILTERS["fencings"](told, RUN, hostvars, "fenced")
+    assert proved == {"alpha": {"evidence": "its power is off", "told": [failed["msg"]]}}
+    goes_on = FILTERS["failovers"](GUESTS, hostvars, "seen", "", proved)["web1"]
+    assert (goes_on["survivor"], goes_on["fenced_by"], goes_on["refusal"]) == ("beta", "its power is off", "")
+
+
+@pytest.mark.parametrize("result", [None, {"unreachable": True}, {"skipped": True}])
+def test_a_run_without_an_answer_proves_nothing(result: t.Any) -> None:
+    hostvars = {**LOST, "beta": {**ORPHANED, "fenced": result}}
+    assert FILTERS["fencings"]({}, RUN, hostvars, "fenced")["alpha"]["evidence"] == ""
+
+
+def test_problems_of_methods_are_told_without_secrets() -> None:
+    assert FILTERS["fence_problems"]([AGENT], "alpha") == []
+    told = FILTERS["fence_problems"]([{**AGENT, "passwd": "b7-hush"}], "alpha")
+    assert len(told) == 1
+    assert told[0].startswith("bad_input: colo_fence of host alpha[0].passwd")
+    assert "b7-hush" not in told[0]
+
+
+def test_two_histories_are_decided_by_a_name() -> None:
+    taken = g.take_over(SECONDARY, "operator confirmed that alpha is fenced")
+    hostvars = {"alpha": {"seen": _info("orphaned", _make.PRIMARY)}, "beta": {"seen": _info("alone", taken)}}
+    told = FILTERS["resolutions"](GUESTS, hostvars, "seen")["web1"]
+    assert "operator confirmed that alpha is fenced" in told["refusal"]
+    found = FILTERS["resolutions"](GUESTS, hostvars, "seen", "beta")["web1"]
+    assert found == {"keep": "beta", "give_up": "alpha", "goes_on": True, "start": False, "refusal": ""}
+    with pytest.raises(AnsibleFilterError, match="bad_input: colo_keep"):
+        FILTERS["resolutions"](GUESTS, hostvars, "seen", "gamma")

@@ -434,3 +434,77 @@ def test_a_guest_that_is_off_keeps_no_host() -> None:
     assert _pair.drain(off, "alpha") == _pair.drain(off, "beta") == _pair.Drain()
     # what is left of it in lock step is ended by site.yml first
     assert "run site.yml" in _pair.drain((_off(IN_STEP[0]), _off(IN_STEP[1])), "beta").refusal
+
+
+# --- fencing ----------------------------------------------------------------------------------------------------
+
+
+def test_a_host_is_fenced_only_where_that_is_needed_and_of_use() -> None:
+    """Never one that is known not to run the guest, nor one that is heard to be well, nor for a copy that may not take over."""
+    needed = 0
+    for sides in _every_pair():
+        for hears in (True, False):
+            heard = tuple(dataclasses.replace(side, hears=hears) for side in sides)
+            found = _pair.failover(t.cast("tuple[Side, Side]", heard), None)
+            if found.fence is None:
+                assert found.left is None
+                continue
+            needed += 1
+            other, left = heard if heard[0].host == found.fence else (heard[1], heard[0])
+            assert found.left == left.host
+            assert (found.survivor, found.fenced_by) == (None, None)
+            assert f"-e colo_confirm_fenced={other.host}" in found.refusal
+            assert other.standing in (None, "failed")
+            assert not (other.standing is None and left.hears)
+            assert left.standing in ("primary", "secondary", "orphaned", "failed")
+            assert _pair.serves(left) or (left.record is not None and not left.record.stale)
+            proved = _pair.failover(t.cast("tuple[Side, Side]", heard), None, {other.host: "its power is off"})
+            assert (proved.survivor, proved.fenced_by, proved.refusal) == (left.host, "its power is off", "")
+    assert needed > 20
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "fence"),
+    [
+        ((None,), ("orphaned", "secondary2"), "alpha"),
+        (("failed", "primary2"), ("secondary", "secondary2"), "alpha"),
+        (("orphaned", "primary2"), (None,), "beta"),
+        (("failed", "primary2"), (None,), "beta"),
+        ((None,), ("failed", "secondary2"), "alpha"),
+        ((None,), ("orphaned", "stale2"), None),
+        ((None,), ("standby", "syncing1"), None),
+        ((None,), ("stopped", "secondary2"), None),
+        ((None,), (None,), None),
+        (("stopped", "primary2"), ("orphaned", "secondary2"), None),
+        (("alone", "alone1"), (None,), None),
+        (("alone", "alone3"), ("alone", "taken3"), None),
+    ],
+)
+def test_who_is_fenced(one: tuple[t.Any, ...], two: tuple[t.Any, ...], fence: str | None) -> None:
+    assert _pair.failover((_side("alpha", *one), _side("beta", *two)), None).fence == fence
+
+
+def test_one_that_is_heard_is_not_fenced_and_it_is_said_why() -> None:
+    found = _pair.failover((_side("alpha", None), _side("beta", "secondary", "secondary2", hears=True)), None)
+    assert found.fence is None
+    assert "beta hears its keeper on the link" in found.refusal
+    assert "-e colo_confirm_fenced=alpha" in found.refusal
+
+
+def test_no_host_is_fenced_for_a_guest_that_is_off() -> None:
+    found = _pair.failover((_side("alpha", None), _off(_side("beta", "orphaned", "secondary2"))), None)
+    assert found.fence is None
+    assert "powered itself off" in found.refusal
+
+
+def test_an_operators_word_comes_first() -> None:
+    sides = _side("alpha", None), _side("beta", "orphaned", "secondary2")
+    found = _pair.failover(sides, "alpha", {"alpha": "an agent"})
+    assert found.fenced_by == "operator confirmed that alpha is fenced"
+
+
+def test_a_fence_is_no_evidence_against_what_is_seen() -> None:
+    found = _pair.failover(
+        (_side("alpha", "primary", "primary2"), _side("beta", "secondary", "secondary2")), None, {"alpha": "off"}
+    )
+    assert found.healthy

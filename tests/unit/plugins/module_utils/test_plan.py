@@ -32,6 +32,8 @@ WISHES: dict[str, t.Callable[[Look], list[_plan.Step]]] = {
     "stop, left behind": lambda seen: _plan.stop_standby(GUEST, seen, "the other host goes on"),
     "release": lambda seen: _plan.release(GUEST, seen),
     "power off": lambda seen: _plan.power_off(GUEST, seen, 30),
+    "set aside": lambda seen: _plan.set_aside(GUEST, seen, "beta"),
+    "set aside for nobody": lambda seen: _plan.set_aside(GUEST, seen, None),
     "fail over": lambda seen: _plan.failover(GUEST, seen, "beta is off", False),
     "fail over without evidence": lambda seen: _plan.failover(GUEST, seen, None, False),
 }
@@ -113,6 +115,7 @@ TAKE = [
     "the overlays are committed",
     "record: the parent image is the whole copy",
 ]
+BY_HAND = [*LET_GO, "nbd-server-stop", *RUNS]
 LEFTOVERS = [*LET_GO, "blockdev-del nbd0", *RUNS]
 MIRROR = [*LET_GO, "end the resync", "the resync has ended", "blockdev-del nbd0", "object-del tls-client", *RUNS]
 CANCEL = [*LET_GO, "migrate_cancel", "the migration has ended", *RUNS]
@@ -227,6 +230,12 @@ EXPECTED: dict[str, dict[str, t.Any]] = {
     },
     "alone": _served_by([]),
     "alone-after-failure": _served_by([]),
+    # promoted behind the collection's back: it has yet to be recorded, with evidence, and cleaned up
+    "alone-by-hand": {
+        **_served_by(BY_HAND),
+        "fail over": [*TAKE[:2], "nbd-server-stop", *TAKE[3:]],
+        "fail over without evidence": "fence_missing",
+    },
     "alone-leftovers": _served_by(LEFTOVERS),
     "standby": STANDS_BY,
     "standby-bare": STANDS_BY,
@@ -288,6 +297,17 @@ EXPECTED: dict[str, dict[str, t.Any]] = {
     },
     "failed": CANNOT_BE_JUDGED,
 }
+
+
+for _sight, _row in EXPECTED.items():
+    _seen = SIGHTS[_sight]
+    _aside = (
+        []
+        if _seen.record in (None, _make.NEW)
+        else [f"keep the copy as a backup, {GUEST.paths.state} under another name"]
+    )
+    _ended = [*(STOP if _seen.process else []), *_aside]
+    EXPECTED[_sight] = {**_row, "set aside": _ended, "set aside for nobody": "keep_missing"}
 
 
 def _said(plan: t.Callable[[], list[_plan.Step]]) -> list[str] | str:

@@ -194,3 +194,41 @@ def test_no_update_is_lost_between_processes(guest: _guest.Guest) -> None:
     record = _store.read(guest)
     assert record is not None
     assert record.generation == 60
+
+
+def test_a_copy_is_set_aside_whole(tmp_path: pathlib.Path) -> None:
+    guest = make_guest(tmp_path / "web1")
+    (tmp_path / "web1").mkdir()
+    _store.create(guest)
+    pathlib.Path(guest.paths.state, "root.qcow2").write_text("data")
+    backup = pathlib.Path(_store.set_aside(guest))
+    assert backup.parent == tmp_path
+    assert backup.name.startswith("web1.set-aside-")
+    assert not (tmp_path / "web1").exists()
+    assert sorted(path.name for path in backup.iterdir()) == ["record.json", "record.lock", "root.qcow2"]
+    assert _store.read(guest) is None
+
+
+def test_a_backup_is_never_overwritten(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = make_guest(tmp_path / "web1")
+    (tmp_path / "web1").mkdir()
+    _store.create(guest)
+    monkeypatch.setattr(os.path, "lexists", lambda path: "set-aside" in path)
+    assert code(_store.set_aside, guest) == "not_set_aside"
+    assert _store.read(guest) is not None
+
+
+def test_a_copy_that_cannot_be_renamed_stays(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its directory is a file system of its own."""
+    guest = make_guest(tmp_path / "web1")
+    (tmp_path / "web1").mkdir()
+    _store.create(guest)
+
+    def busy(_old: str, _new: str) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(os, "rename", busy)
+    with pytest.raises(ColoError, match=r"busy.*the record first") as caught:
+        _store.set_aside(guest)
+    assert caught.value.error_code == "not_set_aside"
+    assert (tmp_path / "web1" / "record.json").exists()

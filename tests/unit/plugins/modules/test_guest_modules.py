@@ -24,7 +24,13 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _qmp,
     _store,
 )
-from ansible_collections.lockstep.colo.plugins.modules import colo_failover, colo_info, colo_migrate, colo_power
+from ansible_collections.lockstep.colo.plugins.modules import (
+    colo_backup,
+    colo_failover,
+    colo_info,
+    colo_migrate,
+    colo_power,
+)
 from ansible_collections.lockstep.colo.tests.unit import _make
 from ansible_collections.lockstep.colo.tests.unit._monitor import Json, Refuse, Server
 
@@ -567,3 +573,30 @@ def test_a_guest_that_ignores_its_button_goes_on(host: Host) -> None:
         result = host.module(colo_power, name=["web1"], timeout_s=0.3)
     assert result["error_code"] == "powerdown_ignored"
     assert _record(guest) == before
+
+
+# --- colo_backup ------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_becomes_a_backup(host: Host) -> None:
+    guest = host.deploy("web1", _generation.started_alone)
+    options: Json = {"name": ["web1"], "kept_on": {"web1": "beta"}}
+    would = host.module(colo_backup, check=True, **options)
+    assert (would["changed"], pathlib.Path(guest.record_file).exists()) == (True, True)
+
+    done = host.module(colo_backup, **options)
+    backup = pathlib.Path(done["guests"]["web1"]["backup"])
+    assert done["changed"]
+    assert json.loads((backup / "record.json").read_text())["state"] == "alone"
+    assert not pathlib.Path(guest.record_file).exists()
+
+    again = host.module(colo_backup, **options)
+    assert (again["changed"], "backup" in again["guests"]["web1"]) == (False, False)
+
+
+@pytest.mark.parametrize("kept_on", [{}, {"web1": "alpha"}, {"web1": "gamma"}, {"web2": "beta"}])
+def test_a_copy_is_given_up_only_for_the_other_hosts(host: Host, kept_on: Json) -> None:
+    guest = host.deploy("web1", _generation.started_alone)
+    refused = host.module(colo_backup, name=["web1"], kept_on=kept_on)
+    assert refused["error_code"] == "keep_missing"
+    assert pathlib.Path(guest.record_file).exists()

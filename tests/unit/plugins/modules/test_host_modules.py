@@ -14,7 +14,13 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.lockstep.colo.plugins.modules import colo_absent, colo_files, colo_host_info, colo_image
+from ansible_collections.lockstep.colo.plugins.modules import (
+    colo_absent,
+    colo_fence,
+    colo_files,
+    colo_host_info,
+    colo_image,
+)
 from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_features import answers
 from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_files import GROUP, OWNER
 from ansible_collections.lockstep.colo.tests.unit.plugins.module_utils.test_image import SIZE, qcow2
@@ -233,3 +239,78 @@ def test_host_info_returns_all_problems(
 def test_host_info_of_a_qemu_that_hangs(script: Script, binary: str, capsys: pytest.CaptureFixture[str]) -> None:
     script.append(("-qmp stdio", (137, "", "Killed")))
     assert run(colo_host_info, capsys, qemu_binary=binary)["error_code"] == "qemu_probe_failed"
+
+
+# --- colo_fence -------------------------------------------------------------------------------------------------
+
+PASSWORD = "b7-hush"
+AGENT: dict[str, t.Any] = {
+    "method": "agent",
+    "agent": "fence_x",
+    "parameters": {"ip": "192.0.2.1", "password": PASSWORD, "lanplus": 1, "power_wait": "0"},
+    "timeout_s": 20,
+}
+
+
+@pytest.fixture
+def agent(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[[str], None]:
+    """Writes a fence agent: what it does for off, as a line of a shell script. It tells its password."""
+
+    def write(off: str) -> None:
+        path = tmp_path / "fence_x"
+        path.write_text(
+            f'#!/bin/sh\ninput=$(cat)\necho "$input" >&2\ncase $input in *action=off*) {off};; esac; exit 2\n'
+        )
+        path.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return write
+
+
+def fence(capsys: pytest.CaptureFixture[str], **options: t.Any) -> dict[str, t.Any]:
+    result = run(colo_fence, capsys, **{"host": "web1-host-10", "place": "beta", "methods": [AGENT], **options})
+    assert PASSWORD not in json.dumps(result)
+    return result
+
+
+def test_a_host_is_fenced(agent: t.Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    agent("exit 0")
+    result = fence(capsys, _ansible_inject_invocation=True)
+    # whole, although "1" and "0" are parameters
+    assert result["evidence"] == "fence_x, run on beta, switched web1-host-10 off, and its status says off"
+    assert (result["changed"], result["methods"][0]["off"]) == (True, True)
+    assert result["invocation"]["module_args"]["methods"] == ["fence_x"]
+
+
+def test_a_host_that_is_not_fenced(agent: t.Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    agent("exit 1")
+    result = fence(capsys)
+    assert (result["failed"], result["error_code"]) == (True, "fence_failed")
+    assert "fence_x: fence_refused: fence_x did not switch web1-host-10 off (exit 1)" in result["msg"]
+    assert result["details"]["methods"][0]["error_code"] == "fence_refused"
+    assert fence(capsys, methods=[])["error_code"] == "fence_failed"
+    assert fence(capsys, methods=[{"method": "manual"}])["details"]["methods"][0]["error_code"] == "fence_refused"
+
+
+def test_check_mode_fences_nothing(agent: t.Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    agent("exit 1")
+    result = fence(capsys, _ansible_check_mode=True)
+    assert (result["changed"], result["evidence"]) == (True, "fence_x would be asked to fence web1-host-10")
+
+
+def test_readiness_is_told_and_nothing_is_run(
+    agent: t.Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent("exit 1")
+    command = {"method": "command", "argv": ["/none/pdu"], "run_on": "controller"}
+    options = {"state": "ready", "methods": [AGENT, command], "variable": "colo_fence of host alpha"}
+    result = fence(capsys, **options)
+    assert [(one["error_code"], one["variable"], one["value"]) for one in result["problems"]] == [
+        ("fence_agent_missing", "colo_fence of host alpha[1]", "/none/pdu")
+    ]
+    assert fence(capsys, **options, run_on="survivor")["problems"] == []
+
+
+def test_methods_that_cannot_be_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    result = fence(capsys, methods=[{**AGENT, "agent": "rm"}])
+    assert (result["error_code"], result["details"]["variable"]) == ("bad_input", "colo_fence[0].agent")
