@@ -68,14 +68,19 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
 
 
 def _mixed(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
-    """One refusal for each guest whose two hosts have QEMUs that must not meet; a host that was not asked says nothing."""
-    found = {host: _qemu_version(answer) for host, answer in _answers(guests, hostvars, register).items()}
+    """One refusal for each guest whose two hosts have QEMUs or processors that must not meet.
+
+    A host that was not asked says nothing.
+    """
+    answers = _answers(guests, hostvars, register)
+    found = {host: _qemu_version(answer) for host, answer in answers.items()}
     lines: list[str] = []
     for name, guest in guests.items():
         versions = {host: version for host in guest["hosts"] if (version := found[host])}
-        problem = _features.mixed(name, versions)
-        if problem is not None:
-            lines.append(problem.as_dict()["line"])
+        told = {host: (answers[host] or {}).get("host", {}) for host in guest["hosts"]}
+        kinds = {host: said["processor"] for host, said in told.items() if name in said.get("host_cpu_guests", [])}
+        problems = (_features.mixed(name, versions), _features.processor_differs(name, kinds))
+        lines += [problem.as_dict()["line"] for problem in problems if problem is not None]
     return lines
 
 

@@ -432,3 +432,21 @@ def test_releases_that_must_not_meet(one: str, two: str | None, mixed: bool) -> 
     assert bool(lines) == mixed
     assert all("qemu_mixed" in line and "web1" in line and one in line for line in lines)
     assert FILTERS["mixed"](GUESTS, {}, "asked") == []
+
+
+@pytest.mark.parametrize(
+    ("kinds", "guests", "refused"),
+    [
+        (("model 1", "model 1"), ["web1"], False),
+        (("model 1", "model 2"), ["web1"], True),
+        (("model 1", "model 2"), [], False),
+    ],
+)
+def test_processors_that_must_not_meet(kinds: tuple[str, str], guests: list[str], refused: bool) -> None:
+    asked = {
+        host: {"asked": {"host": {"processor": kind, "host_cpu_guests": guests}}}
+        for host, kind in zip(("alpha", "beta"), kinds)
+    }
+    lines = FILTERS["mixed"](GUESTS, asked, "asked")
+    assert bool(lines) == refused
+    assert all("cpu_differs" in line and "web1" in line and "model 2" in str(lines) for line in lines) or not refused
