@@ -64,7 +64,9 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
     if "standing" not in seen:
         return _pair.Side(host, None)
     record = None if seen["record"] is None else _generation.Record.from_dict(dict(seen["record"]))
-    return _pair.Side(host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"])
+    return _pair.Side(
+        host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"], seen["disk_error"]
+    )
 
 
 def _mixed(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
@@ -126,17 +128,20 @@ def _failovers(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, con
 
 
 def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
-    """The guests that a switchover moves (of one host, or all that are not off), each refused unless it is protected."""
+    """The guests that a switchover moves (of one host, or all that are not off), each refused unless it can be."""
     return {
-        name: {
-            **pair,
-            "refusal": pair["refusal"]
-            if pair["verdict"] == "protected"
-            else f"it is {pair['verdict']} ({pair['reason']}), and only a protected guest can be moved: run site.yml",
-        }
+        name: {**pair, "refusal": _unmoved(pair)}
         for name, pair in pairs.items()
         if (not source or pair["serving"] == source) and not pair["off"]
     }
+
+
+def _unmoved(pair: Json) -> str:
+    if pair["verdict"] == "protected":
+        return str(pair["refusal"])
+    if pair["move"]:
+        return ""
+    return f"it is {pair['verdict']} ({pair['reason']}), and only a protected guest can be moved: run site.yml"
 
 
 def _drains(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, host: str) -> Json:

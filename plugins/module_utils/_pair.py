@@ -19,13 +19,17 @@ Verdict = t.Literal["absent", "unprotected", "protecting", "protected", "degrade
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One host's answer about the guest; ``standing`` is None when the host did not answer."""
+    """One host's answer about the guest; ``standing`` is None when the host did not answer.
+
+    ``disk_error`` says that writes of this session are missing on this host's own disk.
+    """
 
     host: str
     standing: Standing | None
     record: Record | None = None
     proven: bool = False
     void_reason: str | None = None
+    disk_error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Pair:
     be one; ``rebuild`` says that a protection which looks whole is not to be trusted and has to be made anew;
     ``refusal`` says why nothing may be done (empty: go on); ``generation`` is the serving copy's. ``off``: the guest was
     powered off in an orderly way. ``stop`` and ``run`` are what the operator's wish makes of it (:func:`wished`): its
-    QEMUs are to be ended; it is to run, protected, in the end.
+    QEMUs are to be ended; it is to run, protected, in the end. ``move``: a planned move to the standby loses nothing.
     """
 
     verdict: Verdict
@@ -50,6 +54,7 @@ class Pair:
     off: bool = False
     stop: bool = False
     run: bool = True
+    move: bool = False
 
 
 #: What an operator may want of a guest: "" is "protected, unless it was powered off".
@@ -172,8 +177,18 @@ def _one_serves(serving: Side, other: Side) -> Pair:
         void = serving.void_reason or other.void_reason
         if void:
             return Pair("degraded", f"protection is void: {void}", rebuild=True, **common)
+        if serving.disk_error:
+            # QEMU goes on, as one of two disks was written: what protects the guest now is the only whole copy
+            return Pair(
+                "degraded",
+                f"writes have failed on {serving.host} ({serving.disk_error}): only the copy on {other.host} is whole",
+                refusal=f"the disk of {serving.host} has failed: move the guest to {other.host} with switchover.yml, then mend the "
+                "disk and run site.yml",
+                move=True,
+                **common,
+            )
         if serving.proven and other.proven:
-            return Pair("protected", f"{serving.host} serves, {other.host} follows", **common)
+            return Pair("protected", f"{serving.host} serves, {other.host} follows", move=True, **common)
         return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
     if "orphaned" in (serving.standing, other.standing) or serving.standing == "primary":
         return Pair(

@@ -47,7 +47,9 @@ CAMPAIGNS: dict[str, t.Callable[[Stage, Report, argparse.Namespace], None]] = {
     "many": lambda stage, report, _options: campaign_many.campaign(stage, report, 8),
     "pause": lambda stage, report, options: campaign_pause.campaign(stage, report, options.rounds or 3),
     "faults": lambda stage, report, options: campaign_faults.campaign(
-        stage, report, options.seed, options.cases, options.rounds, options.minutes, options.fresh
+        stage,
+        report,
+        campaign_faults.Wish(options.seed, options.cases, options.rounds, options.minutes, options.fresh, options.tags),
     ),
 }
 
@@ -88,7 +90,7 @@ def main() -> int:
         action="store_const",
         const=("--tags", "colo_protect"),
         default=(),
-        help="kills, standby, dark: leave out of site.yml what prepares the hosts (for a machine that does much else)",
+        help="kills, standby, dark, faults: leave out of site.yml what prepares the hosts (for a machine that does much else)",
     )
     parser.add_argument("campaign", nargs="*", metavar="CAMPAIGN", help=f"{', '.join(CAMPAIGNS)} (default: all)")
     options = parser.parse_args()

@@ -470,34 +470,38 @@ def read(path: pathlib.Path) -> list[Json]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def campaign(
-    stage: Stage,
-    report: Report,
-    seed: int,
-    patterns: t.Sequence[str],
-    runs: int | None,
-    minutes: float | None,
-    fresh: bool,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """Which runs are wanted: cases by patterns, how many of them (None: each once), for how long, and what comes before."""
+
+    seed: int
+    patterns: t.Sequence[str]
+    runs: int | None
+    minutes: float | None
+    fresh: bool
+    tags: tuple[str, ...]
+
+
+def campaign(stage: Stage, report: Report, wish: Wish) -> None:
     """The runs that are not in the evidence of this seed yet; then what holds of all of them."""
-    cases = chosen(patterns)
+    cases, seed = chosen(wish.patterns), wish.seed
     if not cases:
-        raise StageError(f"no case is named by {', '.join(patterns)}")
+        raise StageError(f"no case is named by {', '.join(wish.patterns)}")
     evidence = EVIDENCE / f"faults-{seed}.jsonl"
     evidence.parent.mkdir(parents=True, exist_ok=True)
-    if fresh:
+    if wish.fresh:
         evidence.unlink(missing_ok=True)
-    wanted = len(cases) if runs is None else runs
-    ends = time.monotonic() + (minutes or 1e6) * 60
+    wanted = len(cases) if wish.runs is None else wish.runs
+    ends = time.monotonic() + (wish.minutes or 1e6) * 60
     stage.say(f"seed {seed}, {wanted} runs of {len(cases)} cases; {len(read(evidence))} are in {evidence}")
     bring_back(stage)
-    stage.play("site")
+    stage.play("site", *wish.tags)
     with Field(stage, random.Random(seed)) as field:
         for number in range(len(read(evidence)), wanted):
             if time.monotonic() >= ends:
                 stage.say(f"time is up before run {number + 1}")
                 break
-            case, field.chance = draw(seed, number, cases, runs)
+            case, field.chance = draw(seed, number, cases, wish.runs)
             one = {"number": number, "seed": seed, **Run(field, case).go()}
             with open(evidence, "a", encoding="utf-8") as file:
                 file.write(json.dumps(one) + "\n")

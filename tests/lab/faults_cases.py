@@ -169,6 +169,8 @@ def _disks() -> list[Case]:
         Case("disk replication lost (NBD)", "standby", "idle", ("degraded",),
              (Do("kill QEMU", "serving"), Do("failover", refused="copy_not_startable"), Do("kill QEMU", "standby")), "same", False, True),
         Case("parent disk fails (EIO)", "standby", "load", ("degraded",)),
+        # QEMU tells the guest nothing while the other disk is written: the guest goes on where its disk is whole
+        Case("parent disk fails (EIO)", "serving", "load", ("degraded",), (Do("site", refused="move the guest"), Do("switchover")), "other"),
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ what came in counts: frames that the switch sends out again are the same ones.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import signal
@@ -43,7 +44,7 @@ def overlaps(one: t.Iterable[Span], two: t.Iterable[Span]) -> list[Span]:
     """The spans of time that lie in spans of both."""
     other = list(two)
     found = [(max(a[0], b[0]), min(a[1], b[1])) for a in one for b in other]
-    return [(begin, end) for begin, end in found if begin < end]
+    return [(begin, end) for begin, end in found if begin <= end]
 
 
 def program(mac: str) -> list[tuple[int, int, int, int]]:
@@ -55,11 +56,14 @@ def program(mac: str) -> list[tuple[int, int, int, int]]:
 
 def listen(mac: str) -> socket.socket:
     """A socket for all interfaces, also those that are plugged in later."""
-    channel = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    channel = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program(mac))
     held = ctypes.create_string_buffer(code)
     channel.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(code) // 8, ctypes.addressof(held)))
-    channel.bind(("", ETH_P_ALL))
+    # what came in before there was a filter
+    with contextlib.suppress(BlockingIOError):
+        while channel.recv(64, socket.MSG_DONTWAIT):
+            pass
     return channel
 
 

@@ -28,6 +28,7 @@ def _info(standing: str, record: g.Record | None = None, **more: t.Any) -> Json:
         "record": None if record is None else record.to_dict(),
         "proven": False,
         "void_reason": None,
+        "disk_error": None,
         **more,
     }
     return {"changed": False, "guests": {"web1": seen}}
@@ -160,6 +161,7 @@ PAIRS: Json = {
         "run": True,
         "refusal": "",
         "verdict": "protected",
+        "move": True,
         "reason": "r",
     },
     "b": {
@@ -170,6 +172,7 @@ PAIRS: Json = {
         "run": True,
         "refusal": "",
         "verdict": "degraded",
+        "move": False,
         "reason": "r",
     },
     "c": {
@@ -180,6 +183,7 @@ PAIRS: Json = {
         "run": True,
         "refusal": "no",
         "verdict": "unknown",
+        "move": False,
         "reason": "r",
     },
 }

@@ -192,6 +192,16 @@ def test_what_makes_a_protection_untrustworthy() -> None:
         assert (found.verdict, found.rebuild, found.refusal) == ("degraded", rebuild, ""), (one, two)
 
 
+def test_a_serving_side_whose_disk_failed_is_moved_and_not_rebuilt() -> None:
+    """Its standby has the only whole copy: to make it anew from the failed disk would lose what is missing there."""
+    found = _lock_step({"disk_error": "QUORUM_REPORT_BAD: Input/output error"}, {})
+    assert (found.verdict, found.rebuild, found.move) == ("degraded", False, True)
+    assert "Input/output error" in found.reason
+    assert "switchover.yml" in found.refusal
+    assert not _lock_step({"disk_error": "an error"}, {"void_reason": "stale"}).move
+    assert _lock_step({}, {"disk_error": "overlay full"}).verdict == "protected"
+
+
 # --- failover ---------------------------------------------------------------------------------------------------
 
 
