@@ -149,7 +149,7 @@ def _hung() -> list[Case]:
 
 
 def _network() -> list[Case]:
-    cases = [Case("link cut for 3 s", "standby", phase, ("protected",)) for phase in LOCK_STEP]
+    cases = [Case("link cut for 3 s", "standby", phase, ("protected", "degraded")) for phase in LOCK_STEP]
     cases += [Case("link cut", "standby", phase, ("degraded",), (FAILOVER,)) for phase in LOCK_STEP]
     cases += [Case("link cut", "standby", phase, ("unprotected", "protecting"), build="fails") for phase in BUILDING]
     cases += [
