@@ -37,10 +37,7 @@ from senders import Span, join, overlaps
 sys.path.insert(0, str(TOP / "build" / "collections"))
 
 from ansible_collections.lockstep.colo.plugins.filter.colo import FilterModule
-from ansible_collections.lockstep.colo.plugins.module_utils import _plan
-from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
-from ansible_collections.lockstep.colo.plugins.module_utils._states import Observation
-from ansible_collections.lockstep.colo.tests.unit import _make
+from ansible_collections.lockstep.colo.tests.unit import _plans
 
 FILTERS = FilterModule().filters()
 PAGE = TOP / "docs" / "docsite" / "faults.md"
@@ -61,30 +58,10 @@ PACE = {"load": 4, "idle": 250}
 def deadlines() -> dict[str, float]:
     """Every step's title, without its numbers, and the longest deadline that a plan gives it."""
     found: dict[str, float] = {}
-    for host in ("alpha", "beta"):
-        guest = _make.guest(host)
-        plans: list[t.Callable[[Observation], t.Sequence[_plan.Step]]] = [
-            lambda seen, guest=guest: _plan.serve(guest, seen, "evidence"),  # type: ignore[misc]
-            lambda seen, guest=guest: _plan.protect(guest, seen, _make.FEATURES, 900.0),  # type: ignore[misc]
-            lambda seen, guest=guest: _plan.standby(guest, seen, 9),  # type: ignore[misc]
-            lambda seen, guest=guest: _plan.follow(guest, seen),  # type: ignore[misc]
-            lambda seen, guest=guest: _plan.unprotect(guest, seen),  # type: ignore[misc]
-            lambda seen, guest=guest: _plan.stop_standby(guest, seen, "evidence"),  # type: ignore[misc]
-            lambda seen, guest=guest: _plan.failover(guest, seen, "evidence", accept_void=False),  # type: ignore[misc]
-            lambda seen, guest=guest: _plan.to_alone(guest, seen, "evidence"),  # type: ignore[misc]
-        ]
-        for seen in _make.SIGHTS.values():
-            for plan in plans:
-                with contextlib.suppress(ColoError):
-                    for step in plan(seen):
-                        title = nameless(step.title)
-                        found[title] = max(found.get(title, 0.0), step.timeout_s)
-        found[nameless(f"kill {guest.unit}")] = 15.0
+    for step in _plans.steps():
+        title = _plans.nameless(step.title)
+        found[title] = max(found.get(title, 0.0), step.timeout_s)
     return found
-
-
-def nameless(title: str) -> str:
-    return re.sub(r"\d+", "#", title)
 
 
 def overdue(play: Play, guest: str, known: dict[str, float]) -> list[str]:
@@ -93,7 +70,7 @@ def overdue(play: Play, guest: str, known: dict[str, float]) -> list[str]:
     for line in play.results:
         steps = line.get("guests", {}).get(guest, {}).get("timings", {}).get("steps_ms", {})
         for title, spent_ms in steps.items():
-            limit_s = known.get(nameless(title), 5.0)
+            limit_s = known.get(_plans.nameless(title), 5.0)
             if spent_ms / 1000 > limit_s + SLACK_S:
                 late.append(f"{title}: {spent_ms / 1000:.1f} s of {limit_s:g} s")
     return late
