@@ -134,7 +134,10 @@ def _hung() -> list[Case]:
     cases += [
         Case("QEMU stopped (SIGSTOP)", "standby", phase, ("unknown", "degraded"), HUNG_STANDBY) for phase in LOCK_STEP
     ]
-    cases += [Case("QEMU stopped (SIGSTOP)", "standby", phase, ("unprotected",), build="fails") for phase in BUILDING]
+    cases += [
+        Case("QEMU stopped (SIGSTOP)", "standby", phase, ("unprotected", "protecting"), build="fails")
+        for phase in BUILDING
+    ]
     cases.append(
         Case(
             "QEMU stopped (SIGSTOP)",

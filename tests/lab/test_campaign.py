@@ -251,6 +251,22 @@ def test_every_step_has_its_deadline(tmp_path: pathlib.Path) -> None:
     assert [words.split(":")[0] for words in late] == ["both sides are in COLO", "nobody knows"]
 
 
+def test_the_verdict_is_read_from_a_playbooks_first_look(tmp_path: pathlib.Path) -> None:
+    def line(host: str, standing: str) -> dict[str, t.Any]:
+        seen = {"standing": standing, "record": None, "proven": False, "void_reason": None, "disk_error": None}
+        return {"module": "colo_info", "host": host, "guests": {"web1": seen}}
+
+    def verdict(*lines: dict[str, t.Any]) -> str | None:
+        play = Play("site", 0.0, 1.0, 0, list(lines), tmp_path / "log")
+        return campaign_faults.judged(play, "web1", ("alpha", "beta")).get("verdict")
+
+    assert verdict() is None
+    assert verdict({"module": "colo_migrate", "host": "alpha", "guests": {}}) is None
+    assert verdict(line("alpha", "alone"), line("beta", "stopped"), line("beta", "standby")) == "unprotected"
+    assert verdict(line("alpha", "alone"), line("beta", "alone")) == "split"
+    assert verdict(line("beta", "secondary")) == "unknown"
+
+
 def a_run(**changes: t.Any) -> dict[str, t.Any]:
     good: dict[str, t.Any] = {"two": [], "lost": 0, "overdue": [], "restart_without_need": False, "troubles": []}
     return {**good, **changes}
