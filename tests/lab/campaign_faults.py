@@ -116,6 +116,7 @@ class Field:
         self.hands: dict[str, Hand] = {}
         self.ledger = Ledger(int(time.time()) * SLOTS % 2**52)
         self.deadlines = deadlines()
+        self.boot_id = ""  # of the guest that runs, once known
         inventory = json.loads(pathlib.Path(stage.lab["inventory"]).read_text(encoding="utf-8"))
         self.mac: str = inventory["colo_hosts"]["vars"]["colo_guests"][stage.guest]["nics"][0]["mac"]
         # the lab's name comes before that of its parts
@@ -384,6 +385,11 @@ class Run:
         wanted = self.serving if self.case.serves == "same" else self.stage.other(self.serving)
         self._expect(after == wanted, f"{after} serves in the end, not {wanted}")
 
+    def _other_boot(self, boot_ids: t.Sequence[str]) -> bool:
+        """Whether the guest that answers is not the one of the run before, though nobody was to start it anew."""
+        known, self.field.boot_id = self.field.boot_id, "" if self.case.restart or not boot_ids else boot_ids[-1]
+        return bool(known and boot_ids and boot_ids[0] != known)
+
     def _judge(
         self,
         begun: float,
@@ -403,6 +409,8 @@ class Run:
             kept == self.case.kept, f"the connection was {'kept' if kept else 'lost: ' + '; '.join(client['errors'])}"
         )
         self._expect(same_boot, "the guest answered from another boot on one connection")
+        self._expect(missing is not None, "nobody could say what the guest's disk holds")
+        restarted = restarted or self._other_boot(client["boot_ids"])
         return {
             "case": self.case.name,
             "at": begun,
@@ -477,18 +485,26 @@ def campaign(stage: Stage, report: Report, wish: Wish) -> None:
     evidence.parent.mkdir(parents=True, exist_ok=True)
     if wish.fresh:
         evidence.unlink(missing_ok=True)
+    # what takes more than one call goes on; else all is run that is named
+    goes_on = wish.runs is not None or wish.minutes is not None
+    known = {(run["number"], run["case"]): run for run in read(evidence)} if goes_on else {}
     wanted = len(cases) if wish.runs is None else wish.runs
     ends = time.monotonic() + (wish.minutes or 1e6) * 60
-    stage.say(f"seed {seed}, {wanted} runs of {len(cases)} cases; {len(read(evidence))} are in {evidence}")
+    done: list[Json] = []
+    stage.say(f"seed {seed}, {wanted} runs of {len(cases)} cases; {len(known)} are in {evidence}")
     bring_back(stage)
     stage.play("site", *wish.tags)
     with Field(stage, random.Random(seed)) as field:
-        for number in range(len(read(evidence)), wanted):
+        for number in range(wanted):
+            case, field.chance = draw(seed, number, cases, wish.runs)
+            if (number, case.name) in known:
+                done.append(known[number, case.name])
+                continue
             if time.monotonic() >= ends:
                 stage.say(f"time is up before run {number + 1}")
                 break
-            case, field.chance = draw(seed, number, cases, wish.runs)
             one = {"number": number, "seed": seed, **Run(field, case).go()}
+            done.append(one)
             with open(evidence, "a", encoding="utf-8") as file:
                 file.write(json.dumps(one) + "\n")
             stage.say(told(one))
@@ -496,7 +512,6 @@ def campaign(stage: Stage, report: Report, wish: Wish) -> None:
                 recover(stage, field)
         if field.ledger.ranges:
             report.evidence["missing_in_the_end"] = field.ledger.missing(stage)
-    done = read(evidence)
     summarize(report, done, wanted)
 
 

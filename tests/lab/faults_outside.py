@@ -124,8 +124,8 @@ class Hand(threading.Thread):
             try:
                 with channel:
                     self._follow(channel)
-            except (OSError, ValueError):
-                continue  # QEMU went away, or its host
+            except (OSError, ValueError, StageError):
+                continue  # QEMU went away, or its host, in the middle of a word or of a fault
             finally:
                 self._channel = None
                 self.connected.clear()
