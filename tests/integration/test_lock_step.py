@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import signal
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _pair
@@ -70,6 +71,31 @@ def test_a_healthy_pair_is_left_alone(pair: Pair) -> None:
         beta.migrate("primary", "protected")
     pair.assert_protected(alpha)
     assert processes == (alpha.process.pid, beta.process.pid)
+
+
+def test_a_primary_whose_disk_fails_is_moved_to_the_whole_copy(pair: Pair) -> None:
+    """QEMU tells its guest nothing as long as the standby's disk is written; reading comes from the broken one."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    with alpha.operator() as monitor:
+        nodes = {node["node-name"]: node for node in monitor.execute("query-named-block-nodes", {"flat": True})}
+        image = next(child["node-name"] for child in nodes["parent0"]["children"] if child["child"] == "file")
+        rule = {"event": "none", "errno": errno.EIO, "once": False, "iotype": "write"}
+        fault = {"driver": "blkdebug", "node-name": "fault0", "image": image, "inject-error": [rule]}
+        monitor.execute("blockdev-add", fault)
+        broken = {"driver": "qcow2", "node-name": "parent0", "file": "fault0", "backing": None}
+        monitor.execute("blockdev-reopen", {"options": [broken]})
+    alpha.write(0x43)
+    pair.checkpoint(beta)
+    wait_for("the disk's error is told", lambda: alpha.side.disk_error)
+    judged = pair.judged
+    assert (judged.verdict, judged.move, judged.rebuild) == ("degraded", True, False)
+    assert "switchover.yml" in judged.refusal
+    alpha.units.power_off()
+    assert pair.failover(confirmed="alpha") is beta
+    assert beta.holds(0x43)
+    pair.site()
+    pair.assert_protected(beta)
 
 
 def test_switchover(pair: Pair) -> None:
