@@ -64,9 +64,7 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
     if "standing" not in seen:
         return _pair.Side(host, None)
     record = None if seen["record"] is None else _generation.Record.from_dict(dict(seen["record"]))
-    return _pair.Side(
-        host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"], seen["disk_error"]
-    )
+    return _pair.Side(host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"], seen["disk_error"])
 
 
 def _mixed(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:

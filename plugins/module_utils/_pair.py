@@ -191,9 +191,9 @@ def _one_serves(serving: Side, other: Side) -> Pair:
             return Pair("protected", f"{serving.host} serves, {other.host} follows", move=True, **common)
         return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
     if "orphaned" in (serving.standing, other.standing) or serving.standing == "primary":
-        return Pair(
-            "degraded", f"{serving.host} serves ({serving.standing}) and {other.host} is {other.standing}", **common
-        )
+        told = f"{serving.host} serves ({serving.standing}) and {other.host} is {other.standing}"
+        # A primary that has not noticed yet: its standby is refused to be made anew while the two are of one generation.
+        return Pair("degraded", told, rebuild=serving.standing == "primary", **common)
     if serving.standing == "syncing" or other.standing in ("standby", "syncing"):
         return Pair("protecting", f"{serving.host} serves and {other.host} is {other.standing}", **common)
     return Pair("unprotected", f"{serving.host} serves alone and {other.host} is {other.standing}", **common)

@@ -35,7 +35,14 @@ def look(name: str, module: AnsibleModule) -> _guests.Result:
         # a QEMU that runs without a definition is not absent
         if _observe.unit_state(module.run_command, _guest.unit_name(name)) not in ("inactive", "failed"):
             raise
-        return {"changed": False, "standing": "absent", "record": None, "proven": False, "void_reason": None, "disk_error": None}
+        return {
+            "changed": False,
+            "standing": "absent",
+            "record": None,
+            "proven": False,
+            "void_reason": None,
+            "disk_error": None,
+        }
     seen = _observe.observe(guest, module.run_command)
     result = {"changed": False, **report(guest, seen), "unit": _observe.unit_details(module.run_command, guest.unit)}
     if seen.process:

@@ -147,7 +147,9 @@ def disk_error(seen: Observation) -> str | None:
     if told is None or seen.record is None or seen.record.role != "serving":
         return None
     data = told["data"]
-    return f"{data.get('event')}: {data.get('error') or data.get('reason') or data.get('node-name') or 'no reason given'}"
+    return (
+        f"{data.get('event')}: {data.get('error') or data.get('reason') or data.get('node-name') or 'no reason given'}"
+    )
 
 
 def silence_limit_ms(heartbeat_interval_ms: int) -> float:

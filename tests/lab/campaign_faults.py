@@ -528,6 +528,7 @@ def recover(stage: Stage, field: Field) -> None:
                 hand.signal(signal.SIGCONT, hand.qemu())
         for kind in ("link", "lan"):
             hand.plug(kind, "up")
+    stage.play("failover", check=False)  # refused where nothing is left to fail over
     if stage.play("site", *PROTECT, check=False).code:
         for host in stage.hosts:
             stage.power(host, "off")

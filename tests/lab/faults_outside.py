@@ -30,8 +30,8 @@ from labplay import Json, Stage, StageError
 from labproc import Cgroup, Process, wait_until
 
 SAMPLE_S = 0.25
-# A full file system refuses what would make a file longer; QEMU's fault injection can only count. The next checkpoint empties the overlay.
-FULL_WRITES = 20
+# A full file system refuses what would make the overlay longer, and lets it be emptied: that is the guest's data.
+GUEST_DATA = "write_aio"
 RUN_DIR = "/run/lockstep-colo"
 
 
@@ -243,13 +243,13 @@ class Hand(threading.Thread):
 
     # --- disks
 
-    def break_disk(self, node: str, error: int, writes: int | None = None) -> None:
-        """From now on so many writes to a node's file fail with this error, or all, as its file system or disk would have it."""
+    def break_disk(self, node: str, error: int, event: str = "none") -> None:
+        """From now on every write to a node's file fails with this error, as its disk would have it; or those of one kind."""
         nodes = {each["node-name"]: each for each in self.ask("query-named-block-nodes", flat=True)}
         children = {child["child"]: child["node-name"] for child in nodes[node]["children"]}
-        rule = {"event": "none", "errno": error, "once": writes is not None, "iotype": "write"}
-        fault = {"driver": "blkdebug", "node-name": f"fault-{node}", "image": children["file"]}
-        self.ask("blockdev-add", **fault, **{"inject-error": [rule] * (writes or 1)})
+        rule = {"event": event, "errno": error, "once": False, "iotype": "write"}
+        fault = {"driver": "blkdebug", "node-name": f"fault-{node}", "image": children["file"], "inject-error": [rule]}
+        self.ask("blockdev-add", **fault)
         broken = {"driver": "qcow2", "node-name": node, "file": f"fault-{node}", "backing": children.get("backing")}
         self.ask("blockdev-reopen", options=[broken])
 
@@ -305,7 +305,7 @@ FAULTS: dict[str, c.Callable[[Hand], Made]] = {
     "client LAN cut": lambda hand: _unplugged(hand, "lan"),
     "keeper killed": lambda hand: (lambda: hand.signal(signal.SIGKILL, hand.keeper()), nothing),
     "monitor taken by another client": _taken,
-    "overlay full (ENOSPC)": lambda hand: (lambda: hand.break_disk("active0", errno.ENOSPC, FULL_WRITES), nothing),
+    "overlay full (ENOSPC)": lambda hand: (lambda: hand.break_disk("active0", errno.ENOSPC, GUEST_DATA), nothing),
     "parent disk fails (EIO)": lambda hand: (lambda: hand.break_disk("parent0", errno.EIO), nothing),
     "disk replication lost (NBD)": lambda hand: (lambda: t.cast("None", hand.ask("nbd-server-stop")), nothing),
 }

@@ -192,6 +192,14 @@ def test_what_makes_a_protection_untrustworthy() -> None:
         assert (found.verdict, found.rebuild, found.refusal) == ("degraded", rebuild, ""), (one, two)
 
 
+@pytest.mark.parametrize("standing", ["orphaned", "stopped", "standby", "syncing"])
+def test_a_primary_that_has_not_noticed_lets_go_before_its_standby_is_made_anew(standing: _states.Standing) -> None:
+    found = _pair.pair((_side("alpha", "primary", "primary2", proven=True), _side("beta", standing, "secondary2")))
+    assert (found.verdict, found.serving, found.rebuild, found.refusal) == ("degraded", "alpha", True, "")
+    found = _pair.pair((_side("alpha", "orphaned", "primary2"), _side("beta", standing, "secondary2")))
+    assert (found.verdict, found.serving, found.rebuild) == ("degraded", "alpha", False)
+
+
 def test_a_serving_side_whose_disk_failed_is_moved_and_not_rebuilt() -> None:
     """Its standby has the only whole copy: to make it anew from the failed disk would lose what is missing there."""
     found = _lock_step({"disk_error": "QUORUM_REPORT_BAD: Input/output error"}, {})

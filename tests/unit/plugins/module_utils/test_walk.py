@@ -293,6 +293,19 @@ def test_killed_without_another_fault_the_same_run_finishes(name: str) -> None:
         assert said is None, (world.done[-3:], said)
 
 
+def test_a_standby_that_has_left_lock_step_unnoticed_is_made_anew() -> None:
+    """Its own disk ended it, and its primary waits for it."""
+    world = World()
+    _protected(world)
+    machine = world.hosts["beta"].qemu
+    assert machine is not None
+    machine.colo_exit = True
+    found = _world.judge(world)
+    assert (found.verdict, found.serving) == ("degraded", "alpha")
+    assert _world.site(world) is None
+    _proves_itself(world)
+
+
 #: only after a migration that completed, which no QEMU that is accepted does (test_plan.py)
 NOT_WALKED = {"the standby waits and does not run the guest"}
 
