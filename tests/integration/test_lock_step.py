@@ -10,7 +10,14 @@ import errno
 import signal
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _pair
-from ansible_collections.lockstep.colo.tests.integration._pair import DEADLINE_S, NAME, Pair, refused, wait_for
+from ansible_collections.lockstep.colo.tests.integration._pair import (
+    DEADLINE_S,
+    NAME,
+    Host,
+    Pair,
+    refused,
+    wait_for,
+)
 
 
 def test_a_standby_that_hangs_in_a_flush_blocks_nobody(pair: Pair) -> None:
@@ -73,18 +80,36 @@ def test_a_healthy_pair_is_left_alone(pair: Pair) -> None:
     assert processes == (alpha.process.pid, beta.process.pid)
 
 
+def break_disk(host: Host, node: str) -> None:
+    """From now on every write to a node's file fails."""
+    with host.operator() as monitor:
+        nodes = {each["node-name"]: each for each in monitor.execute("query-named-block-nodes", {"flat": True})}
+        children = {child["child"]: child["node-name"] for child in nodes[node]["children"]}
+        rule = {"event": "none", "errno": errno.EIO, "once": False, "iotype": "write"}
+        fault = {"driver": "blkdebug", "node-name": "fault0", "image": children["file"], "inject-error": [rule]}
+        monitor.execute("blockdev-add", fault)
+        broken = {"driver": "qcow2", "node-name": node, "file": "fault0", "backing": children.get("backing")}
+        monitor.execute("blockdev-reopen", {"options": [broken]})
+
+
+def test_a_standby_whose_overlay_fails_is_made_anew(pair: Pair) -> None:
+    """Its next checkpoint cannot empty the overlay: it leaves lock step, and the primary is told nothing."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    break_disk(beta, "active0")
+    alpha.write(0x44)
+    wait_for("the standby has left lock step", lambda: beta.standing in ("orphaned", "stopped"))
+    assert pair.judged.verdict == "degraded"
+    pair.site()
+    pair.assert_protected(alpha)
+    assert alpha.holds(0x44)
+
+
 def test_a_primary_whose_disk_fails_is_moved_to_the_whole_copy(pair: Pair) -> None:
     """QEMU tells its guest nothing as long as the standby's disk is written; reading comes from the broken one."""
     alpha, beta = pair.alpha, pair.beta
     pair.site()
-    with alpha.operator() as monitor:
-        nodes = {node["node-name"]: node for node in monitor.execute("query-named-block-nodes", {"flat": True})}
-        image = next(child["node-name"] for child in nodes["parent0"]["children"] if child["child"] == "file")
-        rule = {"event": "none", "errno": errno.EIO, "once": False, "iotype": "write"}
-        fault = {"driver": "blkdebug", "node-name": "fault0", "image": image, "inject-error": [rule]}
-        monitor.execute("blockdev-add", fault)
-        broken = {"driver": "qcow2", "node-name": "parent0", "file": "fault0", "backing": None}
-        monitor.execute("blockdev-reopen", {"options": [broken]})
+    break_disk(alpha, "parent0")
     alpha.write(0x43)
     pair.checkpoint(beta)
     wait_for("the disk's error is told", lambda: alpha.side.disk_error)
