@@ -32,6 +32,7 @@ from client import SLOTS
 from faults_cases import BUILDING, CASES, SHORT, Case, Do
 from faults_outside import FAULTS, Hand, nothing
 from labplay import EVIDENCE, HERE, TOP, Client, Json, Play, Running, Stage, StageError, bring_back
+from labroot import LabError
 from senders import Span, join, overlaps
 
 sys.path.insert(0, str(TOP / "build" / "collections"))
@@ -270,7 +271,7 @@ class Run:
             self._protect(watch)
             if not case.restart:
                 watch.client.wait_for_answers(3, 60)
-        except (StageError, AssertionError) as error:
+        except (StageError, LabError, AssertionError) as error:
             self.troubles.append(str(error)[:600])
         finally:
             client, frames = field.close(watch)
@@ -358,6 +359,8 @@ class Run:
             self.hand(do.side).kill_qemu()
         elif do.what == "power off" and do.side:
             self.hand(do.side).power_off()
+        elif do.what == "copy is stale" and do.side:
+            self.hand(do.side).await_stale()
         elif do.what == "end of the fault":
             self.heal()
             self.heal = nothing

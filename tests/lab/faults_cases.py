@@ -23,8 +23,8 @@ LOCK_STEP: tuple[Phase, ...] = ("idle", "load", "checkpoint")
 class Do:
     """One thing that the operator does. ``refused`` is what the playbook has to say when it must not succeed."""
 
-    what: t.Literal["failover", "site", "switchover", "kill QEMU", "power off", "end of the fault"]
-    side: Side | None = None  # of kill QEMU and power off
+    what: t.Literal["failover", "site", "switchover", "kill QEMU", "power off", "copy is stale", "end of the fault"]
+    side: Side | None = None  # of all but playbooks
     confirm: str | None = None  # the side, or the name, given as colo_confirm_fenced
     refused: str = ""
 
@@ -163,14 +163,20 @@ def _network() -> list[Case]:
 
 
 def _disks() -> list[Case]:
+    stale = (
+        Do("copy is stale", "standby"),
+        Do("kill QEMU", "serving"),
+        Do("failover", refused="copy_not_startable"),
+        Do("kill QEMU", "standby"),
+    )
     return [
-        Case("overlay full (ENOSPC)", "standby", "load", ("protected",)),
-        # what was mended is good to take over
-        Case("overlay full (ENOSPC)", "standby", "idle", ("protected",), (Do("kill QEMU", "serving"), FAILOVER), "other"),
+        # the next checkpoint empties the overlay and repeats what was lost in it
+        Case("overlay full (ENOSPC, once)", "standby", "load", ("protected",)),
+        # it cannot be emptied: the standby leaves lock step, and its primary is told nothing
+        Case("overlay fails (EIO)", "standby", "load", ("degraded",)),
         Case("disk replication lost (NBD)", "standby", "load", ("degraded",)),
         # a copy that does not follow is not promoted: the guest is started anew from the disk that has every write
-        Case("disk replication lost (NBD)", "standby", "idle", ("degraded",),
-             (Do("kill QEMU", "serving"), Do("failover", refused="copy_not_startable"), Do("kill QEMU", "standby")), "same", False, True),
+        Case("disk replication lost (NBD)", "standby", "idle", ("degraded",), stale, "same", False, True),
         Case("parent disk fails (EIO)", "standby", "load", ("degraded",)),
         # QEMU tells the guest nothing while the other disk is written: the guest goes on where its disk is whole
         Case("parent disk fails (EIO)", "serving", "load", ("degraded",), (Do("site", refused="move the guest"), Do("switchover")), "other"),

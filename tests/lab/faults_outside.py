@@ -30,8 +30,6 @@ from labplay import Json, Stage, StageError
 from labproc import Cgroup, Process, wait_until
 
 SAMPLE_S = 0.25
-# A full file system refuses what would make the overlay longer, and lets it be emptied: that is the guest's data.
-GUEST_DATA = "write_aio"
 RUN_DIR = "/run/lockstep-colo"
 
 
@@ -228,6 +226,12 @@ class Hand(threading.Thread):
         last = self.samples[-1] if self.samples else None
         return last.mode if last is not None and time.time() - last.at < 4 * SAMPLE_S else ""
 
+    def await_stale(self) -> None:
+        """Until this host's keeper has written down that its copy does not follow any more."""
+        leader = self.stage.now()["hosts"][self.host]["leader_pid"]
+        record = pathlib.Path(f"/proc/{leader}/root/var/lib/lockstep-colo/{self.stage.guest}/record.json")
+        wait_until(lambda: bool(json.loads(record.read_text(encoding="utf-8"))["stale"]), 15, "the copy is stale")
+
     # --- the cables, the power
 
     def freeze(self, frozen: bool) -> None:
@@ -243,14 +247,15 @@ class Hand(threading.Thread):
 
     # --- disks
 
-    def break_disk(self, node: str, error: int, event: str = "none") -> None:
-        """From now on every write to a node's file fails with this error, as its disk would have it; or those of one kind."""
+    def break_disk(self, node: str, error: int, once: bool = False) -> None:
+        """From now on every write to a node's file fails with this error, as its disk would have it; or the next one."""
         nodes = {each["node-name"]: each for each in self.ask("query-named-block-nodes", flat=True)}
         children = {child["child"]: child["node-name"] for child in nodes[node]["children"]}
-        rule = {"event": event, "errno": error, "once": False, "iotype": "write"}
-        fault = {"driver": "blkdebug", "node-name": f"fault-{node}", "image": children["file"], "inject-error": [rule]}
+        rule = {"event": "none", "errno": error, "once": once, "iotype": "write"}
+        name = f"fault{next(self._numbers)}"
+        fault = {"driver": "blkdebug", "node-name": name, "image": children["file"], "inject-error": [rule]}
         self.ask("blockdev-add", **fault)
-        broken = {"driver": "qcow2", "node-name": node, "file": f"fault-{node}", "backing": children.get("backing")}
+        broken = {"driver": "qcow2", "node-name": node, "file": name, "backing": children.get("backing")}
         self.ask("blockdev-reopen", options=[broken])
 
 
@@ -305,7 +310,8 @@ FAULTS: dict[str, c.Callable[[Hand], Made]] = {
     "client LAN cut": lambda hand: _unplugged(hand, "lan"),
     "keeper killed": lambda hand: (lambda: hand.signal(signal.SIGKILL, hand.keeper()), nothing),
     "monitor taken by another client": _taken,
-    "overlay full (ENOSPC)": lambda hand: (lambda: hand.break_disk("active0", errno.ENOSPC, GUEST_DATA), nothing),
+    "overlay full (ENOSPC, once)": lambda hand: (lambda: hand.break_disk("active0", errno.ENOSPC, once=True), nothing),
+    "overlay fails (EIO)": lambda hand: (lambda: hand.break_disk("active0", errno.EIO), nothing),
     "parent disk fails (EIO)": lambda hand: (lambda: hand.break_disk("parent0", errno.EIO), nothing),
     "disk replication lost (NBD)": lambda hand: (lambda: t.cast("None", hand.ask("nbd-server-stop")), nothing),
 }
