@@ -413,7 +413,7 @@ class Run:
         )
         self._expect(same_boot, "the guest answered from another boot on one connection")
         self._expect(missing is not None, "nobody could say what the guest's disk holds")
-        restarted = restarted or self._other_boot(client["boot_ids"])
+        restarted = self._other_boot(client["boot_ids"]) or restarted
         return {
             "case": self.case.name,
             "at": begun,
@@ -429,6 +429,7 @@ class Run:
             "gap_ms": client["longest_gap_ms"],
             "overdue": watch.late,
             "restarted": restarted,
+            "boot_ids": client["boot_ids"],
             "restart_without_need": restarted and not self.case.restart,
             "seen": watch.seen,
             "frames": frames,
