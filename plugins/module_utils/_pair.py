@@ -171,32 +171,48 @@ def _one_serves(serving: Side, other: Side) -> Pair:
     if _is_off(serving):
         return Pair("unprotected", f"the guest has powered itself off on {serving.host}", off=True, **common)
     if serving.standing == "primary" and other.standing == "secondary":
-        if not _one_session(serving.record, other.record):
-            why = "both sides are in COLO, and their generation records do not agree"
-            return Pair("degraded", why, rebuild=True, **common)
-        void = serving.void_reason or other.void_reason
-        if void:
-            return Pair("degraded", f"protection is void: {void}", rebuild=True, **common)
-        if serving.disk_error:
-            # QEMU goes on, as one of two disks was written: what protects the guest now is the only whole copy
-            return Pair(
-                "degraded",
-                f"writes have failed on {serving.host} ({serving.disk_error}): only the copy on {other.host} is whole",
-                refusal=f"the disk of {serving.host} has failed: move the guest to {other.host} with switchover.yml, then mend the "
-                "disk and run site.yml",
-                move=True,
-                **common,
-            )
-        if serving.proven and other.proven:
-            return Pair("protected", f"{serving.host} serves, {other.host} follows", move=True, **common)
-        return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
+        return _in_lock_step(serving, other, common)
     if "orphaned" in (serving.standing, other.standing) or serving.standing == "primary":
-        told = f"{serving.host} serves ({serving.standing}) and {other.host} is {other.standing}"
-        # A primary that has not noticed yet: its standby is refused to be made anew while the two are of one generation.
-        return Pair("degraded", told, rebuild=serving.standing == "primary", **common)
+        return _out_of_lock_step(serving, other, common)
     if serving.standing == "syncing" or other.standing in ("standby", "syncing"):
         return Pair("protecting", f"{serving.host} serves and {other.host} is {other.standing}", **common)
     return Pair("unprotected", f"{serving.host} serves alone and {other.host} is {other.standing}", **common)
+
+
+def _in_lock_step(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:
+    if not _one_session(serving.record, other.record):
+        why = "both sides are in COLO, and their generation records do not agree"
+        return Pair("degraded", why, rebuild=True, **common)
+    void = serving.void_reason or other.void_reason
+    if void:
+        return Pair("degraded", f"protection is void: {void}", rebuild=True, **common)
+    if serving.disk_error:
+        # QEMU goes on, as one of two disks was written
+        return _disk_failed(serving, other, common, "with switchover.yml", move=True)
+    if serving.proven and other.proven:
+        return Pair("protected", f"{serving.host} serves, {other.host} follows", move=True, **common)
+    return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
+
+
+def _out_of_lock_step(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:
+    if serving.disk_error and other.standing in ("secondary", "orphaned"):
+        # since they parted, nothing of the serving side has reached a client
+        way = f"(kill its QEMU on {serving.host}, then run failover.yml)"
+        return _disk_failed(serving, other, common, way, move=False)
+    told = f"{serving.host} serves ({serving.standing}) and {other.host} is {other.standing}"
+    # A primary that has not noticed yet: its standby is refused to be made anew while the two are of one generation.
+    return Pair("degraded", told, rebuild=serving.standing == "primary", **common)
+
+
+def _disk_failed(serving: Side, other: Side, common: dict[str, t.Any], way: str, move: bool) -> Pair:
+    """The standby has the only whole copy, which must not be made anew: the guest goes on there."""
+    return Pair(
+        "degraded",
+        f"writes have failed on {serving.host} ({serving.disk_error}): only the copy on {other.host} is whole",
+        refusal=f"the disk of {serving.host} has failed: move the guest to {other.host} {way}, then mend the disk and run site.yml",
+        move=move,
+        **common,
+    )
 
 
 def _one_serves_other_unknown(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:

@@ -206,6 +206,11 @@ def test_a_serving_side_whose_disk_failed_is_moved_and_not_rebuilt() -> None:
     assert (found.verdict, found.rebuild, found.move) == ("degraded", False, True)
     assert "Input/output error" in found.reason
     assert "switchover.yml" in found.refusal
+    for one, two in (("primary", "orphaned"), ("orphaned", "secondary"), ("orphaned", "orphaned")):
+        failed = _side("alpha", t.cast("_states.Standing", one), "primary2", disk_error="an error")
+        found = _pair.pair((failed, _side("beta", t.cast("_states.Standing", two), "secondary2")))
+        assert (found.verdict, found.rebuild, found.move) == ("degraded", False, False)
+        assert "failover.yml" in found.refusal
     assert not _lock_step({"disk_error": "an error"}, {"void_reason": "stale"}).move
     assert _lock_step({}, {"disk_error": "overlay full"}).verdict == "protected"
 
