@@ -68,6 +68,16 @@ campaign: bootstrap ## what takes many runs to show: kills, power cuts, many gue
 	sh tests/lab/prerequisites.sh
 	python tests/lab/campaign.py $(CAMPAIGN)
 
+.PHONY: faults
+faults: bootstrap ## every fault on each side in each phase (half an hour); CASES=PATTERN, RUNS=200, SEED=7, MINUTES=9 (goes on where it was)
+	sh tests/lab/prerequisites.sh
+	python tests/lab/campaign.py --seed $(or $(SEED),1) $(if $(RUNS),--rounds $(RUNS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(CASES),--cases '$(CASES)') faults
+
+.PHONY: faults-page
+faults-page: bootstrap ## write the last result of each fault into docs/docsite/faults.md
+	python tests/lab/campaign_faults.py
+
 .PHONY: lint
 lint: bootstrap ## ruff, yamllint, ansible-lint
 	ruff check .

@@ -70,19 +70,31 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
     if "standing" not in seen:
         return _pair.Side(host, None)
     record = None if seen["record"] is None else _generation.Record.from_dict(dict(seen["record"]))
-    hears = bool(seen.get("peer_heard"))
-    return _pair.Side(host, seen["standing"], record, bool(seen["proven"]), seen["void_reason"], hears)
+    return _pair.Side(
+        host,
+        seen["standing"],
+        record,
+        proven=bool(seen["proven"]),
+        void_reason=seen["void_reason"],
+        disk_error=seen["disk_error"],
+        hears=bool(seen.get("peer_heard")),
+    )
 
 
 def _mixed(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
-    """One refusal for each guest whose two hosts have QEMUs that must not meet; a host that was not asked says nothing."""
-    found = {host: _qemu_version(answer) for host, answer in _answers(guests, hostvars, register).items()}
+    """One refusal for each guest whose two hosts have QEMUs or processors that must not meet.
+
+    A host that was not asked says nothing.
+    """
+    answers = _answers(guests, hostvars, register)
+    found = {host: _qemu_version(answer) for host, answer in answers.items()}
     lines: list[str] = []
     for name, guest in guests.items():
         versions = {host: version for host in guest["hosts"] if (version := found[host])}
-        problem = _features.mixed(name, versions)
-        if problem is not None:
-            lines.append(problem.as_dict()["line"])
+        told = {host: (answers[host] or {}).get("host", {}) for host in guest["hosts"]}
+        kinds = {host: said["processor"] for host, said in told.items() if name in said.get("host_cpu_guests", [])}
+        problems = (_features.mixed(name, versions), _features.processor_differs(name, kinds))
+        lines += [problem.as_dict()["line"] for problem in problems if problem is not None]
     return lines
 
 
@@ -195,17 +207,20 @@ def _resolutions(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, k
 
 
 def _moves(pairs: t.Mapping[str, Json], source: str = "") -> Json:
-    """The guests that a switchover moves (of one host, or all that are not off), each refused unless it is protected."""
+    """The guests that a switchover moves (of one host, or all that are not off), each refused unless it can be."""
     return {
-        name: {
-            **pair,
-            "refusal": pair["refusal"]
-            if pair["verdict"] == "protected"
-            else f"it is {pair['verdict']} ({pair['reason']}), and only a protected guest can be moved: run site.yml",
-        }
+        name: {**pair, "refusal": _unmoved(pair)}
         for name, pair in pairs.items()
         if (not source or pair["serving"] == source) and not pair["off"]
     }
+
+
+def _unmoved(pair: Json) -> str:
+    if pair["verdict"] == "protected":
+        return str(pair["refusal"])
+    if pair["move"]:
+        return ""
+    return f"it is {pair['verdict']} ({pair['reason']}), and only a protected guest can be moved: run site.yml"
 
 
 def _drains(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, host: str) -> Json:

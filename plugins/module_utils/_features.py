@@ -236,6 +236,30 @@ def mixed(guest: str, found: t.Mapping[str, Version]) -> Problem | None:
     )
 
 
+#: CPU models that are whatever the host's processor is
+HOST_CPUS = ("host", "max")
+
+
+def takes_host_cpu(definition: t.Mapping[str, t.Any]) -> bool:
+    """Whether the guest's processor is whatever its host's is."""
+    return definition["accelerator"] == "kvm" and str(definition["cpu"]).split(",", maxsplit=1)[0] in HOST_CPUS
+
+
+def processor_differs(guest: str, found: t.Mapping[str, str]) -> Problem | None:
+    """The refusal of a guest with its hosts' processor (host to its kind), where the two are not of one kind.
+
+    The standby would be another machine than its primary, and run into instructions that it does not have.
+    """
+    if len(set(found.values())) < 2:
+        return None
+    return Problem(
+        "cpu_differs",
+        f"colo_guests.{guest}.cpu",
+        dict(found),
+        "a guest that has its host's processor needs the same kind on both: give a model that both have (qemu-system-x86_64 -cpu help)",
+    )
+
+
 def tested(version: Version) -> bool:
     """Whether this release series is one COLO was seen to work on."""
     return version[:2] in ((10, 0), (10, 1), (10, 2), (11, 1))

@@ -261,6 +261,17 @@ def _memory_available(proc: str) -> int:
     raise ColoError("host_unreadable", f"{proc}/meminfo does not say how much memory is available")
 
 
+def processor(tools: Tools) -> str:
+    """The kind of this host's processor in words; two hosts of one kind say the same. Empty where none is told."""
+    told: dict[str, str] = {}
+    for line in _read(f"{tools.proc}/cpuinfo").splitlines():
+        key, _colon, value = (part.strip() for part in line.partition(":"))
+        told.setdefault(key, value)
+    # Not its flags: some of them are the kernel's, and differ between two releases of it.
+    words = [f"{key} {told[key]}" for key in ("vendor_id", "cpu family", "model") if key in told]
+    return ", ".join(words)
+
+
 def _resident_bytes(proc: str, pid: int) -> int:
     fields = _read(f"{proc}/{pid}/statm").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0

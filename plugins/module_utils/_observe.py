@@ -195,7 +195,9 @@ def side(guest: Guest, seen: Observation) -> _pair.Side:
         void = f"the copy on {guest.host} is stale ({seen.record.stale_reason})"
     elif seen.record is not None and seen.record.void:
         void = seen.record.void_reason
-    return _pair.Side(guest.host, _states.standing(seen), seen.record, proven(guest, seen), void)
+    return _pair.Side(
+        guest.host, _states.standing(seen), seen.record, proven(guest, seen), void, _states.disk_error(seen)
+    )
 
 
 def proven(guest: Guest, seen: Observation) -> bool:

@@ -21,7 +21,8 @@ Verdict = t.Literal["absent", "unprotected", "protecting", "protected", "degrade
 class Side:
     """One host's answer about the guest; ``standing`` is None when the host did not answer.
 
-    ``hears``: its keeper hears the other one's, which says that its QEMU lives.
+    ``disk_error`` says that writes of this session are missing on this host's own disk. ``hears``: its keeper hears the
+    other one's, which says that its QEMU lives.
     """
 
     host: str
@@ -29,6 +30,7 @@ class Side:
     record: Record | None = None
     proven: bool = False
     void_reason: str | None = None
+    disk_error: str | None = None
     hears: bool = False
 
 
@@ -40,7 +42,7 @@ class Pair:
     be one; ``rebuild`` says that a protection which looks whole is not to be trusted and has to be made anew;
     ``refusal`` says why nothing may be done (empty: go on); ``generation`` is the serving copy's. ``off``: the guest was
     powered off in an orderly way. ``stop`` and ``run`` are what the operator's wish makes of it (:func:`wished`): its
-    QEMUs are to be ended; it is to run, protected, in the end.
+    QEMUs are to be ended; it is to run, protected, in the end. ``move``: a planned move to the standby loses nothing.
     """
 
     verdict: Verdict
@@ -54,6 +56,7 @@ class Pair:
     off: bool = False
     stop: bool = False
     run: bool = True
+    move: bool = False
 
 
 #: What an operator may want of a guest: "" is "protected, unless it was powered off".
@@ -170,22 +173,48 @@ def _one_serves(serving: Side, other: Side) -> Pair:
     if _is_off(serving):
         return Pair("unprotected", f"the guest has powered itself off on {serving.host}", off=True, **common)
     if serving.standing == "primary" and other.standing == "secondary":
-        if not _one_session(serving.record, other.record):
-            why = "both sides are in COLO, and their generation records do not agree"
-            return Pair("degraded", why, rebuild=True, **common)
-        void = serving.void_reason or other.void_reason
-        if void:
-            return Pair("degraded", f"protection is void: {void}", rebuild=True, **common)
-        if serving.proven and other.proven:
-            return Pair("protected", f"{serving.host} serves, {other.host} follows", **common)
-        return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
+        return _in_lock_step(serving, other, common)
     if "orphaned" in (serving.standing, other.standing) or serving.standing == "primary":
-        return Pair(
-            "degraded", f"{serving.host} serves ({serving.standing}) and {other.host} is {other.standing}", **common
-        )
+        return _out_of_lock_step(serving, other, common)
     if serving.standing == "syncing" or other.standing in ("standby", "syncing"):
         return Pair("protecting", f"{serving.host} serves and {other.host} is {other.standing}", **common)
     return Pair("unprotected", f"{serving.host} serves alone and {other.host} is {other.standing}", **common)
+
+
+def _in_lock_step(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:
+    if not _one_session(serving.record, other.record):
+        why = "both sides are in COLO, and their generation records do not agree"
+        return Pair("degraded", why, rebuild=True, **common)
+    void = serving.void_reason or other.void_reason
+    if void:
+        return Pair("degraded", f"protection is void: {void}", rebuild=True, **common)
+    if serving.disk_error:
+        # QEMU goes on, as one of two disks was written
+        return _disk_failed(serving, other, common, "with switchover.yml", move=True)
+    if serving.proven and other.proven:
+        return Pair("protected", f"{serving.host} serves, {other.host} follows", move=True, **common)
+    return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
+
+
+def _out_of_lock_step(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:
+    if serving.disk_error and other.standing in ("secondary", "orphaned"):
+        # since they parted, nothing of the serving side has reached a client
+        way = f"(kill its QEMU on {serving.host}, then run failover.yml)"
+        return _disk_failed(serving, other, common, way, move=False)
+    told = f"{serving.host} serves ({serving.standing}) and {other.host} is {other.standing}"
+    # A primary that has not noticed yet: its standby is refused to be made anew while the two are of one generation.
+    return Pair("degraded", told, rebuild=serving.standing == "primary", **common)
+
+
+def _disk_failed(serving: Side, other: Side, common: dict[str, t.Any], way: str, move: bool) -> Pair:
+    """The standby has the only whole copy, which must not be made anew: the guest goes on there."""
+    return Pair(
+        "degraded",
+        f"writes have failed on {serving.host} ({serving.disk_error}): only the copy on {other.host} is whole",
+        refusal=f"the disk of {serving.host} has failed: move the guest to {other.host} {way}, then mend the disk and run site.yml",
+        move=move,
+        **common,
+    )
 
 
 def _one_serves_other_unknown(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:

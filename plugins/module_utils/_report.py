@@ -35,7 +35,14 @@ def look(name: str, module: AnsibleModule) -> _guests.Result:
         # a QEMU that runs without a definition is not absent
         if _observe.unit_state(module.run_command, _guest.unit_name(name)) not in ("inactive", "failed"):
             raise
-        return {"changed": False, "standing": "absent", "record": None, "proven": False, "void_reason": None}
+        return {
+            "changed": False,
+            "standing": "absent",
+            "record": None,
+            "proven": False,
+            "void_reason": None,
+            "disk_error": None,
+        }
     if module.params["listen"]:
         _observe.await_silence(guest)
     seen = _observe.observe(guest, module.run_command)
@@ -60,6 +67,7 @@ def report(guest: Guest, seen: Observation) -> dict[str, t.Any]:
         "record": None if seen.record is None else seen.record.to_dict(),
         "proven": side.proven,
         "void_reason": side.void_reason,
+        "disk_error": side.disk_error,
         "trouble": seen.trouble,
         "peer_heard": _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms),
         "leftovers": _states.leftovers(seen),

@@ -139,6 +139,20 @@ def powered_off(keeper: t.Mapping[str, t.Any] | None) -> bool:
     return told is not None and told["data"].get("reason") == _rules.POWERED_OFF
 
 
+def disk_error(seen: Observation) -> str | None:
+    """What QEMU said when a write of the serving side failed on this host's own disk, or None.
+
+    With the standby's copy beside it the guest is told nothing. A standby's overlays are emptied by its next checkpoint.
+    """
+    told = None if seen.keeper is None else seen.keeper["flags"].get("io_error")
+    if told is None or seen.record is None or seen.record.role != "serving":
+        return None
+    data = told["data"]
+    return (
+        f"{data.get('event')}: {data.get('error') or data.get('reason') or data.get('node-name') or 'no reason given'}"
+    )
+
+
 def silence_limit_ms(heartbeat_interval_ms: int) -> float:
     """A keeper that beats cannot be silent for longer than this (two beats, and slack for a busy host)."""
     return 2.2 * heartbeat_interval_ms

@@ -140,6 +140,17 @@ host:
           returned: success
           type: bool
           sample: true
+    processor:
+      description: The kind of the host's processor; the same words on two hosts of one kind.
+      returned: success
+      type: str
+      sample: vendor_id AuthenticAMD, cpu family 25, model 1
+    host_cpu_guests:
+      description: Those of O(definitions) whose processor is the host's, so that both hosts need the same kind.
+      returned: success
+      type: list
+      elements: str
+      sample: [web1]
     memory_available_mib:
       description: Memory that is available, in MiB.
       returned: when O(definitions) are given
@@ -203,7 +214,11 @@ def examine(module: AnsibleModule) -> dict[str, t.Any]:
     definitions: list[dict[str, t.Any]] = params["definitions"]
     tools = _host.Tools(run=module.run_command, find=module.get_bin_path)
     found = _host.probe(tools, params["qemu_binary"])
-    host: dict[str, t.Any] = {"qemu": None if found is None else found.as_dict()}
+    host: dict[str, t.Any] = {
+        "qemu": None if found is None else found.as_dict(),
+        "processor": _host.processor(tools),
+        "host_cpu_guests": [each["name"] for each in definitions if _features.takes_host_cpu(each)],
+    }
     problems: list[_features.Problem] = []
     changes: list[_guest.Change] = []
     if params["qemu"] == "require" or (params["qemu"] == "if_present" and found is not None):

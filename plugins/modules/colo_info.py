@@ -84,6 +84,10 @@ guests:
       description: Why a failover to this copy is not to be trusted, or null.
       returned: success
       type: str
+    disk_error:
+      description: What QEMU said when a write of the serving side failed on this host's own disk in this session, or null.
+      returned: success
+      type: str
     unit:
       description: State of the guest's systemd unit, its main process and the time since which it is active.
       returned: success

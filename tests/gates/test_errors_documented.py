@@ -99,6 +99,13 @@ def test_every_code_of_the_table_is_in_the_sources() -> None:
 
 
 @pytest.mark.fast
+def test_every_code_of_the_table_has_a_test() -> None:
+    tests = tracked("tests/unit/*.py", "tests/integration/*.py", "molecule/*.yml")
+    words = {word for name in tests for word in re.findall(r"[a-z]+(?:_[a-z]+)+|duplicate", (TOP / name).read_text())}
+    assert {row[0].strip("`") for row in _rows()} - words == set()
+
+
+@pytest.mark.fast
 def test_each_has_one_row_with_a_meaning_and_a_remedy() -> None:
     rows = _rows()
     codes = [row[0] for row in rows]

@@ -6,10 +6,18 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import signal
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _pair
-from ansible_collections.lockstep.colo.tests.integration._pair import DEADLINE_S, NAME, Pair, refused, wait_for
+from ansible_collections.lockstep.colo.tests.integration._pair import (
+    DEADLINE_S,
+    NAME,
+    Host,
+    Pair,
+    refused,
+    wait_for,
+)
 
 
 def test_a_standby_that_hangs_in_a_flush_blocks_nobody(pair: Pair) -> None:
@@ -70,6 +78,49 @@ def test_a_healthy_pair_is_left_alone(pair: Pair) -> None:
         beta.migrate("primary", "protected")
     pair.assert_protected(alpha)
     assert processes == (alpha.process.pid, beta.process.pid)
+
+
+def break_disk(host: Host, node: str) -> None:
+    """From now on every write to a node's file fails."""
+    with host.operator() as monitor:
+        nodes = {each["node-name"]: each for each in monitor.execute("query-named-block-nodes", {"flat": True})}
+        children = {child["child"]: child["node-name"] for child in nodes[node]["children"]}
+        rule = {"event": "none", "errno": errno.EIO, "once": False, "iotype": "write"}
+        fault = {"driver": "blkdebug", "node-name": "fault0", "image": children["file"], "inject-error": [rule]}
+        monitor.execute("blockdev-add", fault)
+        broken = {"driver": "qcow2", "node-name": node, "file": "fault0", "backing": children.get("backing")}
+        monitor.execute("blockdev-reopen", {"options": [broken]})
+
+
+def test_a_standby_whose_overlay_fails_is_made_anew(pair: Pair) -> None:
+    """Its next checkpoint cannot empty the overlay: it leaves lock step, and the primary is told nothing."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    break_disk(beta, "active0")
+    alpha.write(0x44)
+    wait_for("the standby has left lock step", lambda: beta.standing in ("orphaned", "stopped"))
+    assert pair.judged.verdict == "degraded"
+    pair.site()
+    pair.assert_protected(alpha)
+    assert alpha.holds(0x44)
+
+
+def test_a_primary_whose_disk_fails_is_moved_to_the_whole_copy(pair: Pair) -> None:
+    """QEMU tells its guest nothing as long as the standby's disk is written; reading comes from the broken one."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    break_disk(alpha, "parent0")
+    alpha.write(0x43)
+    pair.checkpoint(beta)
+    wait_for("the disk's error is told", lambda: alpha.side.disk_error)
+    judged = pair.judged
+    assert (judged.verdict, judged.move, judged.rebuild) == ("degraded", True, False)
+    assert "switchover.yml" in judged.refusal
+    alpha.units.power_off()
+    assert pair.failover(confirmed="alpha") is beta
+    assert beta.holds(0x43)
+    pair.site()
+    pair.assert_protected(beta)
 
 
 def test_switchover(pair: Pair) -> None:

@@ -8,6 +8,7 @@
   dark      both hosts lose their power at a random moment, twenty times; site.yml starts the newest copy or refuses
   many      eight guests beside one: what each more costs, and whether one that hangs holds up the others
   pause     how long a 1 GiB guest stands still when it is protected, beside QEMU's documented procedure
+  faults    every fault, on each side, in each phase, and what the runbooks make of it: never two, never lose
 
 Each prints a table and writes build/evidence/campaign-NAME.json, beside it the playbooks' output. The exit code is 0
 only if every criterion holds. The lab is brought up, and taken away unless it was up before.
@@ -26,6 +27,7 @@ import time
 import typing as t
 
 import campaign_dark
+import campaign_faults
 import campaign_kills
 import campaign_many
 import campaign_pause
@@ -44,6 +46,11 @@ CAMPAIGNS: dict[str, t.Callable[[Stage, Report, argparse.Namespace], None]] = {
     ),
     "many": lambda stage, report, _options: campaign_many.campaign(stage, report, 8),
     "pause": lambda stage, report, options: campaign_pause.campaign(stage, report, options.rounds or 3),
+    "faults": lambda stage, report, options: campaign_faults.campaign(
+        stage,
+        report,
+        campaign_faults.Wish(options.seed, options.cases, options.rounds, options.minutes, options.fresh, options.tags),
+    ),
 }
 
 
@@ -67,14 +74,23 @@ def run(name: str, lab: pathlib.Path, options: argparse.Namespace) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="so many rounds instead of those of the criterion")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments of `dark` (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments of `dark` and `faults` (default 1)")
+    parser.add_argument(
+        "--cases",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="faults: those whose names it is found in; or `short`",
+    )
+    parser.add_argument("--minutes", type=float, help="faults: begin no run after so many; the next call goes on")
+    parser.add_argument("--fresh", action="store_true", help="faults: forget the runs that were done with this seed")
     parser.add_argument(
         "--protect-only",
         dest="tags",
         action="store_const",
         const=("--tags", "colo_protect"),
         default=(),
-        help="kills, standby, dark: leave out of site.yml what prepares the hosts (for a machine that does much else)",
+        help="kills, standby, dark, faults: leave out of site.yml what prepares the hosts (for a machine that does much else)",
     )
     parser.add_argument("campaign", nargs="*", metavar="CAMPAIGN", help=f"{', '.join(CAMPAIGNS)} (default: all)")
     options = parser.parse_args()

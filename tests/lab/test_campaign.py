@@ -17,10 +17,14 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import campaign_dark
+import campaign_faults
 import campaign_kills
 import campaign_many
 import campaign_pause
 import client
+import faults_cases
+import faults_outside
+import senders
 import witness
 from campaign_report import Report
 from labplay import Play
@@ -172,3 +176,112 @@ def test_one_line_is_asked_and_answered() -> None:
     assert client.parse_check(said.encode()) == 4
     with pytest.raises(ValueError, match="not an answer"):
         client.parse_check(b"error no disk\n")
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_case_has_its_fault_and_a_name_of_its_own() -> None:
+    cases = faults_cases.CASES
+    assert {case.fault for case in cases} == faults_outside.FAULTS.keys()
+    assert len({case.name for case in cases}) == len(cases)
+    assert set(faults_cases.SHORT) <= {case.name for case in cases}
+    for case in cases:
+        assert (case.phase in faults_cases.BUILDING) <= bool(case.build), case.name
+        assert case.restart <= (not case.kept), case.name
+
+
+def test_the_page_has_every_case_as_it_is_expected() -> None:
+    page = campaign_faults.PAGE.read_text(encoding="utf-8")
+    wanted = [line.split(" | ") for line in campaign_faults.table([]).splitlines()[2:]]
+    found = [
+        line.split(" | ") for line in page.partition(campaign_faults.BEGIN)[2].splitlines() if line.startswith("| ")
+    ]
+    assert [row[:5] for row in found[1:]] == [row[:5] for row in wanted]
+
+
+def test_runs_of_a_seed_can_be_had_again_and_take_every_case_in_turn() -> None:
+    cases = faults_cases.CASES
+    drawn = [campaign_faults.draw(7, number, cases, 200) for number in range(len(cases))]
+    assert {case.name for case, _chance in drawn} == {case.name for case in cases}
+    again = [campaign_faults.draw(7, number, cases, 200) for number in range(len(cases))]
+    assert [(case, chance.random()) for case, chance in drawn] == [(case, chance.random()) for case, chance in again]
+    assert [case.name for case, _chance in drawn] != [
+        campaign_faults.draw(8, n, cases, 200)[0].name for n in range(len(cases))
+    ]
+    assert [campaign_faults.draw(7, number, cases, None)[0] for number in range(len(cases))] == list(cases)
+
+
+def test_cases_are_chosen_by_their_words() -> None:
+    assert len(campaign_faults.chosen([])) == len(faults_cases.CASES)
+    assert [case.name for case in campaign_faults.chosen(["short"])] == [
+        case.name for case in faults_cases.CASES if case.name in faults_cases.SHORT
+    ]
+    assert {case.side for case in campaign_faults.chosen(["SIGSTOP*standby"])} == {"standby"}
+    assert campaign_faults.chosen(["no such"]) == []
+
+
+def test_two_that_serve_at_once_are_seen() -> None:
+    one = senders.join([0.0, 0.5, 1.0, 5.0, 5.2])
+    assert one == [(0.0, 1.0), (5.0, 5.2)]
+    # one after the other, and one that sends once more while the other one does
+    assert senders.overlaps(one, [(1.1, 4.9)]) == []
+    assert senders.overlaps([(0.0, 1.0), (3.0, 3.0)], [(2.0, 4.0)]) == [(3.0, 3.0)]
+    assert senders.overlaps(one, [(0.8, 6.0)]) == [(0.8, 1.0), (5.0, 5.2)]
+
+
+def test_a_side_serves_by_what_its_qemu_says() -> None:
+    def serves(runstate: str, mode: str) -> bool:
+        return faults_outside.Sample(0.0, runstate, mode).serves
+
+    assert serves("running", "none")
+    assert serves("running", "primary")
+    assert not serves("running", "secondary")
+    assert not serves("inmigrate", "none")
+    assert not serves("paused", "primary")
+
+
+def test_every_step_has_its_deadline(tmp_path: pathlib.Path) -> None:
+    known = campaign_faults.deadlines()
+    assert known["both sides are in COLO"] == 10.0
+    assert known["start colo-guest@web#.service"] == 30.0
+    steps = {"both sides are in COLO": 15000.0, "the guest runs": 100.0, "nobody knows": 9000.0}
+    line = {"module": "colo_migrate", "guests": {"web1": {"timings": {"steps_ms": steps}}}}
+    late = campaign_faults.overdue(Play("site", 0.0, 1.0, 0, [line], tmp_path / "log"), "web1", known)
+    assert [words.split(":")[0] for words in late] == ["both sides are in COLO", "nobody knows"]
+
+
+def test_the_verdict_is_read_from_a_playbooks_first_look(tmp_path: pathlib.Path) -> None:
+    def line(host: str, standing: str) -> dict[str, t.Any]:
+        seen = {"standing": standing, "record": None, "proven": False, "void_reason": None, "disk_error": None}
+        return {"module": "colo_info", "host": host, "guests": {"web1": seen}}
+
+    def verdict(*lines: dict[str, t.Any]) -> str | None:
+        play = Play("site", 0.0, 1.0, 0, list(lines), tmp_path / "log")
+        return campaign_faults.judged(play, "web1", ("alpha", "beta")).get("verdict")
+
+    assert verdict() is None
+    assert verdict({"module": "colo_migrate", "host": "alpha", "guests": {}}) is None
+    assert verdict(line("alpha", "alone"), line("beta", "stopped"), line("beta", "standby")) == "unprotected"
+    assert verdict(line("alpha", "alone"), line("beta", "alone")) == "split"
+    assert verdict(line("beta", "secondary")) == "unknown"
+
+
+def a_run(**changes: t.Any) -> dict[str, t.Any]:
+    good: dict[str, t.Any] = {"two": [], "lost": 0, "overdue": [], "restart_without_need": False, "troubles": []}
+    return {**good, **changes}
+
+
+def test_a_fault_campaign_is_judged() -> None:
+    def failing(*runs: dict[str, t.Any]) -> int:
+        return list(campaign_faults.judge(list(runs), 2).values()).count(False)
+
+    assert failing(a_run(), a_run()) == 0
+    assert failing(a_run()) == 1
+    assert failing(a_run(), a_run(two=[(1.0, 2.0)])) == 1
+    assert failing(a_run(), a_run(lost=1)) == 1
+    assert failing(a_run(), a_run(overdue=["a step"])) == 1
+    assert failing(a_run(), a_run(restart_without_need=True)) == 1
+    assert failing(a_run(), a_run(troubles=["status.yml says split"])) == 1
+    assert campaign_faults.holds(a_run())
+    assert not campaign_faults.holds(a_run(lost=1))

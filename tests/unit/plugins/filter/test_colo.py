@@ -28,6 +28,7 @@ def _info(standing: str, record: g.Record | None = None, **more: t.Any) -> Json:
         "record": None if record is None else record.to_dict(),
         "proven": False,
         "void_reason": None,
+        "disk_error": None,
         **more,
     }
     return {"changed": False, "guests": {"web1": seen}}
@@ -160,6 +161,7 @@ PAIRS: Json = {
         "run": True,
         "refusal": "",
         "verdict": "protected",
+        "move": True,
         "reason": "r",
     },
     "b": {
@@ -170,6 +172,7 @@ PAIRS: Json = {
         "run": True,
         "refusal": "",
         "verdict": "degraded",
+        "move": False,
         "reason": "r",
     },
     "c": {
@@ -180,6 +183,7 @@ PAIRS: Json = {
         "run": True,
         "refusal": "no",
         "verdict": "unknown",
+        "move": False,
         "reason": "r",
     },
 }
@@ -532,3 +536,21 @@ def test_two_histories_are_decided_by_a_name() -> None:
     assert found == {"keep": "beta", "give_up": "alpha", "goes_on": True, "start": False, "refusal": ""}
     with pytest.raises(AnsibleFilterError, match="bad_input: colo_keep"):
         FILTERS["resolutions"](GUESTS, hostvars, "seen", "gamma")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "guests", "refused"),
+    [
+        (("model 1", "model 1"), ["web1"], False),
+        (("model 1", "model 2"), ["web1"], True),
+        (("model 1", "model 2"), [], False),
+    ],
+)
+def test_processors_that_must_not_meet(kinds: tuple[str, str], guests: list[str], refused: bool) -> None:
+    asked = {
+        host: {"asked": {"host": {"processor": kind, "host_cpu_guests": guests}}}
+        for host, kind in zip(("alpha", "beta"), kinds)
+    }
+    lines = FILTERS["mixed"](GUESTS, asked, "asked")
+    assert bool(lines) == refused
+    assert all("cpu_differs" in line and "web1" in line and "model 2" in str(lines) for line in lines) or not refused

@@ -194,6 +194,14 @@ def test_what_this_build_does_not_have(definition: dict[str, t.Any], expected: l
     assert codes(**definition) == expected
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "cpu", "takes"),
+    [("kvm", "host", True), ("kvm", "max,-avx", True), ("kvm", "EPYC", False), ("tcg", "max", False)],
+)
+def test_which_guests_have_their_hosts_processor(accelerator: str, cpu: str, takes: bool) -> None:
+    assert _features.takes_host_cpu({"accelerator": accelerator, "cpu": cpu}) == takes
+
+
 def test_a_problem_says_what_it_is_about() -> None:
     found = _features.features(answers())
     (problem,) = _features.refusals(found, {**DEFINITION, "nics": [{"model": "e1000"}]})

@@ -219,6 +219,14 @@ def test_a_host_without_ip(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     assert caught.value.error_code == "host_unreadable"
 
 
+def test_the_kind_of_a_processor(proc: pathlib.Path) -> None:
+    tools = _host.Tools(Script(), lambda _name: None, str(proc))
+    assert _host.processor(tools) == ""
+    one = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: EPYC\nflags\t\t: fpu vme\n\n"
+    (proc / "cpuinfo").write_text(one + one.replace("model\t\t: 1", "model\t\t: 9"))
+    assert _host.processor(tools) == "vendor_id AuthenticAMD, cpu family 25, model 1"
+
+
 def test_processes_and_listeners(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     paths = {"config": f"{tmp_path}/etc", "state": f"{tmp_path}/state/web2", "run": f"{tmp_path}/run/web2"}
     state = look(proc, definition(tmp_path), definition(tmp_path, name="web2", port_base=9032, paths=paths))

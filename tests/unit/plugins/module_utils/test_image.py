@@ -131,6 +131,11 @@ def test_a_source_that_is_not_there_or_no_file(tmp_path: pathlib.Path, path: str
     assert code(_image.check_source, _image.Wish(path, SIZE, str(tmp_path))) == "image_missing"
 
 
+def test_a_source_that_cannot_be_read(path: str) -> None:
+    # its first bytes are an error of the device, also for root
+    assert code(_image.check_source, _image.Wish(path, SIZE, "/proc/self/mem")) == "image_unreadable"
+
+
 def test_a_blank_image(path: str) -> None:
     run = Runner(create(path))
     assert _image.ensure_parent(run, _image.Wish(path, SIZE), False, own_nothing)

@@ -192,6 +192,29 @@ def test_what_makes_a_protection_untrustworthy() -> None:
         assert (found.verdict, found.rebuild, found.refusal) == ("degraded", rebuild, ""), (one, two)
 
 
+@pytest.mark.parametrize("standing", ["orphaned", "stopped", "standby", "syncing"])
+def test_a_primary_that_has_not_noticed_lets_go_before_its_standby_is_made_anew(standing: _states.Standing) -> None:
+    found = _pair.pair((_side("alpha", "primary", "primary2", proven=True), _side("beta", standing, "secondary2")))
+    assert (found.verdict, found.serving, found.rebuild, found.refusal) == ("degraded", "alpha", True, "")
+    found = _pair.pair((_side("alpha", "orphaned", "primary2"), _side("beta", standing, "secondary2")))
+    assert (found.verdict, found.serving, found.rebuild) == ("degraded", "alpha", False)
+
+
+def test_a_serving_side_whose_disk_failed_is_moved_and_not_rebuilt() -> None:
+    """Its standby has the only whole copy: to make it anew from the failed disk would lose what is missing there."""
+    found = _lock_step({"disk_error": "QUORUM_REPORT_BAD: Input/output error"}, {})
+    assert (found.verdict, found.rebuild, found.move) == ("degraded", False, True)
+    assert "Input/output error" in found.reason
+    assert "switchover.yml" in found.refusal
+    for one, two in (("primary", "orphaned"), ("orphaned", "secondary"), ("orphaned", "orphaned")):
+        failed = _side("alpha", t.cast("_states.Standing", one), "primary2", disk_error="an error")
+        found = _pair.pair((failed, _side("beta", t.cast("_states.Standing", two), "secondary2")))
+        assert (found.verdict, found.rebuild, found.move) == ("degraded", False, False)
+        assert "failover.yml" in found.refusal
+    assert not _lock_step({"disk_error": "an error"}, {"void_reason": "stale"}).move
+    assert _lock_step({}, {"disk_error": "overlay full"}).verdict == "protected"
+
+
 # --- failover ---------------------------------------------------------------------------------------------------
 
 

@@ -156,3 +156,14 @@ def test_illegal_ways(way: list[str], code: str) -> None:
 def test_every_state_on_the_way_may_fail_and_be_cancelled() -> None:
     for state in _states.MIGRATION_ACTIVE - {"cancelling", "failing"}:
         assert {"failing", "failed", "cancelling"} <= _states.LEGAL_OUTGOING[state]
+
+
+@pytest.mark.parametrize(
+    ("record", "error"), [("PRIMARY", "QUORUM_REPORT_BAD: Input/output error"), ("SECONDARY", None), ("SYNCING", None)]
+)
+def test_whose_disk_has_failed(record: str, error: str | None) -> None:
+    flags = {"io_error": {"time": 1.0, "data": {"event": "QUORUM_REPORT_BAD", "error": "Input/output error"}}}
+    seen = _make.seen(_make.qemu(), getattr(_make, record), keeper=_make.keeper(flags=flags))
+    assert _states.disk_error(seen) == error
+    assert _states.disk_error(_make.seen(_make.qemu(), keeper=None)) is None
+    assert _states.disk_error(_make.seen(_make.qemu(), keeper=_make.keeper())) is None

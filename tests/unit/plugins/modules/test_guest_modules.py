@@ -201,7 +201,8 @@ def test_a_host_without_guests(host: Host) -> None:
 
 def test_a_guest_that_is_not_deployed_is_absent(host: Host) -> None:
     found = host.module(colo_info, name=["web1"])["guests"]
-    assert found == {"web1": {"standing": "absent", "record": None, "proven": False, "void_reason": None}}
+    nothing = {"record": None, "proven": False, "void_reason": None, "disk_error": None}
+    assert found == {"web1": {"standing": "absent", **nothing}}
 
 
 def test_a_guest_that_runs_without_a_definition_is_not_absent(host: Host) -> None:
