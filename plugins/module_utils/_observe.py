@@ -115,6 +115,7 @@ def ask(monitor: Monitor) -> Qemu:
     """One look at a QEMU; about ten short queries."""
     version = monitor.execute("query-version")["qemu"]
     migration = monitor.execute("query-migrate")
+    here = objects(monitor)
     return Qemu(
         version=(version["major"], version["minor"], version["micro"]),
         runstate=monitor.execute("query-status")["status"],
@@ -127,16 +128,37 @@ def ask(monitor: Monitor) -> Qemu:
             if not node["node-name"].startswith("#")
         ),
         attached=attached(monitor),
-        jobs={
-            job["device"]: Job(
-                ready=bool(job.get("ready")), status=job["status"], offset=job["offset"], length=job["len"]
-            )
-            for job in monitor.execute("query-block-jobs")
-        },
-        objects=objects(monitor),
+        jobs=jobs(monitor),
+        objects=here,
         chardevs=chardevs(monitor),
         exports=frozenset(export["id"] for export in monitor.execute("query-block-exports")),
+        settings=settings(monitor, here),
     )
+
+
+def settings(monitor: Monitor, here: t.Mapping[str, str]) -> dict[str, int]:
+    """What can be tuned, as QEMU has it; ``here`` are its objects."""
+    parameters = monitor.execute("query-migrate-parameters")
+    switched_on = {row["capability"] for row in monitor.execute("query-migrate-capabilities") if row["state"]}
+    compare = {
+        f"{name}.{key}": int(monitor.execute("qom-get", {"path": f"/objects/{name}", "property": key}))
+        for name, kind in sorted(here.items())
+        if kind == "colo-compare"
+        for key in _topology.COMPARE_PROPERTIES
+    }
+    return {
+        _topology.CHECKPOINT_DELAY: parameters[_topology.CHECKPOINT_DELAY],
+        _topology.MULTIFD_CHANNELS: parameters[_topology.MULTIFD_CHANNELS] if "multifd" in switched_on else 0,
+        **compare,
+    }
+
+
+def jobs(monitor: Monitor) -> dict[str, Job]:
+    """Block jobs: id to how far it is."""
+    return {
+        job["device"]: Job(ready=bool(job.get("ready")), status=job["status"], offset=job["offset"], length=job["len"])
+        for job in monitor.execute("query-block-jobs")
+    }
 
 
 def attached(monitor: Monitor) -> frozenset[str]:

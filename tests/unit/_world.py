@@ -308,6 +308,7 @@ class World:
                 objects={name: str(value["qom-type"]) for name, value in machine.objects.items()},
                 chardevs={"monitor-modules": True, "console0": True, **dict.fromkeys(machine.chardevs, True)},
                 exports=frozenset(machine.exports),
+                settings={**_topology.fixed_settings(host.guest), **_topology.live_settings(host.guest)},
             ),
         )
 

@@ -22,7 +22,10 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _keeper_client,
     _observe,
     _qmp,
+    _report,
+    _states,
     _store,
+    _topology,
 )
 from ansible_collections.lockstep.colo.plugins.modules import colo_failover, colo_info, colo_migrate, colo_power
 from ansible_collections.lockstep.colo.tests.unit import _make
@@ -115,6 +118,10 @@ class Qemu:
         self.nodes = ["parent0", "colo-disk0"]
         self.state = {"runstate": "running", "migration": "none", "colo": "none", **state}
         self.answers = answers or {}
+        self.objects = {"rew0": "filter-rewriter"}
+        wanted = _topology.live_settings(_make.guest())
+        self.delay_ms = wanted.pop("x-checkpoint-delay")
+        self.compare = {name.removeprefix("comp0."): value for name, value in wanted.items()}
 
     def __call__(self, command: str, arguments: Json) -> tuple[list[Json], t.Any]:
         if command in self.answers:
@@ -147,7 +154,8 @@ class Qemu:
 
     def qom_list(self, arguments: Json) -> list[Json]:
         assert arguments == {"path": "/objects"}
-        return [{"name": "type", "type": "string"}, {"name": "rew0", "type": "child<filter-rewriter>"}]
+        rows = [{"name": name, "type": f"child<{kind}>"} for name, kind in self.objects.items()]
+        return [{"name": "type", "type": "string"}, *rows]
 
     def query_chardev(self, _arguments: Json) -> list[Json]:
         return [
@@ -158,6 +166,25 @@ class Qemu:
 
     def query_block_exports(self, _arguments: Json) -> list[Json]:
         return []
+
+    def query_migrate_parameters(self, _arguments: Json) -> Json:
+        return {"x-checkpoint-delay": self.delay_ms, "multifd-channels": 2}
+
+    def query_migrate_capabilities(self, _arguments: Json) -> list[Json]:
+        return [{"capability": "multifd", "state": False}]
+
+    def qom_get(self, arguments: Json) -> int:
+        assert arguments["path"] == "/objects/comp0"
+        return self.compare[arguments["property"]]
+
+    def qom_set(self, arguments: Json) -> Json:
+        assert arguments["path"] == "/objects/comp0"
+        self.compare[arguments["property"]] = arguments["value"]
+        return {}
+
+    def migrate_set_parameters(self, arguments: Json) -> Json:
+        self.delay_ms = arguments["x-checkpoint-delay"]
+        return {}
 
     def announce_self(self, _arguments: Json) -> Json:
         return {}
@@ -245,7 +272,87 @@ def test_a_name_is_no_path(host: Host, name: str) -> None:
     assert error["details"]["variable"] == "name"
 
 
+def test_a_copy_that_goes_on_is_told_with_its_rate(host: Host) -> None:
+    guest = host.deploy("web1", _generation.started_alone)
+    host.runs(guest)
+    host.patch.setattr(_report, "Monitor", functools.partial(_qmp.Monitor, timeout_s=0.3))
+    host.patch.setattr(_report, "RESYNC_S", 0.05)
+    offsets = iter([0, 10, 20])
+
+    def jobs(_arguments: Json) -> list[Json]:
+        return [{"device": "resync0", "status": "running", "offset": next(offsets), "len": 100}]
+
+    with _serve(guest, Qemu({"query-block-jobs": jobs})):
+        found = host.module(colo_info)["guests"]["web1"]
+    figures = found["resync"]["resync0"]
+    assert (figures["done_bytes"], figures["of_bytes"]) == (20, 100)
+    assert 0 < figures["bytes_per_s"] <= 200
+    assert figures["left_s"] == pytest.approx(80 / figures["bytes_per_s"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rate", "left_s"),
+    [(100, 300, 100, 2.0), (300, 300, 0, None), (300, 100, 0, None)],  # the last: the guest writes faster than it is copied
+)
+def test_a_copy_that_does_not_move_has_no_time_left(before: int, after: int, rate: int, left_s: float | None) -> None:
+    looks = [{"resync0": _states.Job(False, "running", offset, 500)} for offset in (before, after)]
+    figures = _report.resync(*looks, seconds=2.0)
+    assert (figures["resync0"]["bytes_per_s"], figures["resync0"]["left_s"]) == (rate, left_s)
+    assert _report.resync({}, looks[1], seconds=2.0)["resync0"]["left_s"] is None
+
+
 # --- colo_migrate -----------------------------------------------------------------------------------------------
+
+
+def _protected(host: Host) -> tuple[_guest.Guest, Qemu]:
+    """A primary in lock step whose QEMU has what the definition wants."""
+    guest = host.deploy(
+        "web1", _generation.started_alone, lambda record: _generation.enter_protection(record, "alpha")
+    )
+    host.runs(guest)
+    qemu = Qemu(colo="primary", migration="colo")
+    qemu.objects = {"comp0": "colo-compare"}
+    return guest, qemu
+
+
+def test_tuning_is_changed_in_lock_step_and_the_second_run_changes_nothing(host: Host) -> None:
+    guest, qemu = _protected(host)
+    qemu.delay_ms, qemu.compare["compare_timeout"] = 20000, 3000
+    settings = ("x-checkpoint-delay", "comp0.compare_timeout")
+    wanted = {name: _topology.live_settings(guest)[name] for name in settings}
+    wish = {"name": ["web1"], "role": "primary", "state": "protected"}
+    before, record = (qemu.delay_ms, dict(qemu.compare)), _record(guest)
+    with _serve(guest, qemu) as server:
+        would = host.module(colo_migrate, check=True, **wish)
+        assert (qemu.delay_ms, qemu.compare) == before
+        assert would["changed"]
+        did = host.module(colo_migrate, **wish)
+        again = host.module(colo_migrate, **wish)
+    assert did["guests"]["web1"]["actions"] == would["guests"]["web1"]["actions"]
+    for result in (would, did):
+        assert result["guests"]["web1"]["tuning"] == {
+            "before": {"x-checkpoint-delay": 20000, "comp0.compare_timeout": 3000},
+            "after": wanted,
+        }
+        assert "web1: x-checkpoint-delay: 20000\n" in result["diff"]["before"]
+        assert f"web1: x-checkpoint-delay: {wanted['x-checkpoint-delay']}\n" in result["diff"]["after"]
+    assert did["changed"]
+    assert did["guests"]["web1"]["standing"] == {"before": "primary", "after": "primary"}
+    assert (again["changed"], again["guests"]["web1"]["actions"]) == (False, [])
+    assert "tuning" not in again["guests"]["web1"]
+    assert _record(guest) == record
+    changing = [command for command, _a, _o in server.calls if command in ("migrate-set-parameters", "qom-set")]
+    assert len(changing) == 2
+    assert host.yanked == []
+
+
+def test_what_a_protection_keeps_is_told(host: Host) -> None:
+    guest, qemu = _protected(host)
+    qemu.answers["query-migrate-capabilities"] = [{"capability": "multifd", "state": True}]
+    with _serve(guest, qemu):
+        found = host.module(colo_info)["guests"]["web1"]
+    assert found["qemu"]["settings"]["multifd-channels"] == 2
+    assert found["waiting"] == [f"multifd-channels: 2 -> {guest.tuning.multifd_channels}"]
 
 
 def _record(guest: _guest.Guest) -> bytes:
