@@ -68,6 +68,11 @@ campaign: bootstrap ## what takes many runs to show: kills, power cuts, many gue
 	sh tests/lab/prerequisites.sh
 	python tests/lab/campaign.py $(CAMPAIGN)
 
+.PHONY: bench
+bench: bootstrap ## measurements against the documented procedure and the floor (40 minutes); some of them: BENCH='--rows 1,4 --quick'
+	sh tests/lab/prerequisites.sh
+	python bench/bench.py $(BENCH)
+
 .PHONY: lint
 lint: bootstrap ## ruff, yamllint, ansible-lint
 	ruff check .

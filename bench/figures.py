@@ -134,7 +134,7 @@ def text(headings: t.Sequence[str], rows: t.Sequence[t.Sequence[str]]) -> str:
 def markdown(headings: t.Sequence[str], rows: t.Sequence[t.Sequence[str]]) -> str:
     """A table for a page."""
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def target_cells(targets: t.Sequence[Json]) -> Cells:
@@ -143,7 +143,10 @@ def target_cells(targets: t.Sequence[Json]) -> Cells:
 
 
 def fit_cells(fits: t.Sequence[Json]) -> Cells:
-    return [(one["what"], f"{number(one['slope'])} {one['unit']} {one['per']}", f"{number(one['start'])} {one['unit']}") for one in fits]
+    return [
+        (one["what"], f"{number(one['slope'])} {one['unit']} {one['per']}", f"{number(one['start'])} {one['unit']}")
+        for one in fits
+    ]
 
 
 TARGET_HEADINGS = ("row", "wanted", "seen", "")

@@ -58,7 +58,9 @@ def curves(title: str, across: str, up: str, series: t.Mapping[str, t.Sequence[P
         y = TOP + 12 + 20 * number
         parts.append(f'<rect x="{LEFT + wide + 16}" y="{y - 9}" width="12" height="12" fill="{colour}"/>')
         parts.append(_words(LEFT + wide + 34, y + 2, name, "start"))
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" role="img">'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" role="img">'
+    )
     return "\n".join([head, LICENCE, f"<title>{html.escape(title)}</title>", *parts, "</svg>", ""])
 
 

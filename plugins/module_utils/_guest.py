@@ -56,8 +56,9 @@ class Tuning:
 
     ``checkpoint_delay_ms`` is QEMU's ``x-checkpoint-delay``; ``compare_timeout_ms``, ``expired_scan_cycle_ms`` and
     ``max_queue_size`` are properties of ``colo-compare``; the rest belongs to the keeper and the modules.
-    ``multifd_channels`` carry the memory beside the main stream (0: none do). ``resync_limit_mib_s`` bounds the copy of each disk (0: not at all). ``settle_ms`` is how long a guest that was just
-    started boots alone: see :func:`default_settle_ms`.
+    ``multifd_channels`` carry the memory beside the main stream (0: none do). ``resync_limit_mib_s`` bounds the copy of
+    each disk (0: not at all). ``settle_ms`` is how long a guest that was just started boots alone: see
+    :func:`default_settle_ms`.
     """
 
     checkpoint_delay_ms: int = 1000
