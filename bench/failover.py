@@ -30,8 +30,8 @@ DOCUMENTED: list[Command] = [
     ("chardev-remove", {"id": "red1-0"}),
     ("chardev-remove", {"id": "red0-0"}),
 ]
-# colo_failover looks at QEMU before and after, by so many questions each; every act and every wait is one more.
-LOOK = 14
+# colo_failover looks at QEMU before and after, by so many questions each; then come its waits, and one for every act.
+LOOK, WAITS = 12, 3
 
 MODULE, PLAYBOOK, PIPED, TYPED = (
     "colo_failover",
@@ -104,7 +104,7 @@ def measure(stage: Stage, stand: Stand, found: Findings, rounds: int) -> None:
     for _round in range(rounds):
         for way, seen in trials.items():
             seen.append(trial(stand, way))
-        raw.append(floor_ms(stand, 2 * LOOK + trials[MODULE][-1]["actions"]))
+        raw.append(floor_ms(stand, 2 * LOOK + WAITS + trials[MODULE][-1]["actions"]))
         floor.append(floor_play(stage).seconds)
     found.evidence["failover"] = {"trials": trials, "raw_floor_ms": raw, "floor_playbook_s": floor}
     report(found, trials, raw, floor)

@@ -137,10 +137,10 @@ class Stand:
 
     def all_over(self) -> None:
         """Both QEMUs die; site.yml starts the guest again, with everything as it was."""
+        unit = self.unit
+        kill = f"if systemctl is-active --quiet {unit}; then systemctl kill --signal=KILL {unit}; fi; systemctl stop {unit}"
         for host in self.stage.hosts:
-            self.kill(host)
-            self.on(host, "systemctl", "stop", self.unit)
-            self.on(host, "systemctl", "reset-failed", self.unit)
+            self.on(host, "sh", "-c", kill)
         self.site(*PROTECT)
 
     # --- looks

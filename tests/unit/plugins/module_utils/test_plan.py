@@ -576,7 +576,9 @@ def test_a_primary_in_lock_step_gets_what_differs_and_nothing_else() -> None:
     assert _plan.tuned(steps) == {"comp0.max_queue_size": wanted}
 
 
-@pytest.mark.parametrize(("sight", "told"), [("primary", ["multifd-channels: 3 -> 0"]), ("secondary", []), ("alone", [])])
+@pytest.mark.parametrize(
+    ("sight", "told"), [("primary", ["multifd-channels: 3 -> 0"]), ("secondary", []), ("alone", [])]
+)
 def test_only_a_running_protection_makes_a_setting_wait(sight: str, told: list[str]) -> None:
     qemu = t.cast("_states.Qemu", SIGHTS[sight].qemu)
     seen = dataclasses.replace(

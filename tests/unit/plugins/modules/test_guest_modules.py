@@ -292,13 +292,17 @@ def test_a_copy_that_goes_on_is_told_with_its_rate(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "rate", "left_s"),
-    [(100, 300, 100, 2.0), (300, 300, 0, None), (300, 100, 0, None)],  # the last: the guest writes faster than it is copied
+    [
+        (100, 300, 100, 2.0),
+        (300, 300, 0, None),
+        (300, 100, 0, None),
+    ],  # the last: the guest writes faster than it is copied
 )
 def test_a_copy_that_does_not_move_has_no_time_left(before: int, after: int, rate: int, left_s: float | None) -> None:
-    looks = [{"resync0": _states.Job(False, "running", offset, 500)} for offset in (before, after)]
-    figures = _report.resync(*looks, seconds=2.0)
+    first, second = ({"resync0": _states.Job(False, "running", offset, 500)} for offset in (before, after))
+    figures = _report.resync(first, second, seconds=2.0)
     assert (figures["resync0"]["bytes_per_s"], figures["resync0"]["left_s"]) == (rate, left_s)
-    assert _report.resync({}, looks[1], seconds=2.0)["resync0"]["left_s"] is None
+    assert _report.resync({}, second, seconds=2.0)["resync0"]["left_s"] is None
 
 
 # --- colo_migrate -----------------------------------------------------------------------------------------------
@@ -306,9 +310,7 @@ def test_a_copy_that_does_not_move_has_no_time_left(before: int, after: int, rat
 
 def _protected(host: Host) -> tuple[_guest.Guest, Qemu]:
     """A primary in lock step whose QEMU has what the definition wants."""
-    guest = host.deploy(
-        "web1", _generation.started_alone, lambda record: _generation.enter_protection(record, "alpha")
-    )
+    guest = host.deploy("web1", _generation.started_alone, lambda record: _generation.enter_protection(record, "alpha"))
     host.runs(guest)
     qemu = Qemu(colo="primary", migration="colo")
     qemu.objects = {"comp0": "colo-compare"}
@@ -320,7 +322,7 @@ def test_tuning_is_changed_in_lock_step_and_the_second_run_changes_nothing(host:
     qemu.delay_ms, qemu.compare["compare_timeout"] = 20000, 3000
     settings = ("x-checkpoint-delay", "comp0.compare_timeout")
     wanted = {name: _topology.live_settings(guest)[name] for name in settings}
-    wish = {"name": ["web1"], "role": "primary", "state": "protected"}
+    wish: Json = {"name": ["web1"], "role": "primary", "state": "protected"}
     before, record = (qemu.delay_ms, dict(qemu.compare)), _record(guest)
     with _serve(guest, qemu) as server:
         would = host.module(colo_migrate, check=True, **wish)
