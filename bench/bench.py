@@ -124,6 +124,7 @@ def as_json(
         "targets": [dataclasses.asdict(one) for one in found.targets],
         "fits": [dataclasses.asdict(one) for one in found.fits],
         "evidence": found.evidence,
+        "pictures": found.curves,
     }
 
 
@@ -190,7 +191,7 @@ def main() -> int:
             subprocess.run([*labctl, "down"], check=True, stdin=subprocess.DEVNULL)
     whole = not options.quick and options.rows == list(ROWS) and not errors
     if whole or options.page:
-        page.write(TOP / "docs", report, found.curves)
+        page.write(TOP / "docs", report)
         print(f"Written: {TOP / 'docs' / 'performance.md'}")
     return 1 if errors else 0
 

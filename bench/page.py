@@ -59,11 +59,11 @@ def _profile(site: list[Json]) -> list[str]:
     ]
 
 
-def write(docs: pathlib.Path, report: Json, curves: dict[str, str]) -> None:
+def write(docs: pathlib.Path, report: Json) -> None:
     """The pictures and the page."""
     images = docs / "images" / "bench"
     images.mkdir(parents=True, exist_ok=True)
-    for name, picture in curves.items():
+    for name, picture in report["pictures"].items():
         (images / name).write_text(picture, encoding="utf-8")
     there = frozenset(path.name for path in images.glob("*.svg"))
     path = docs / "performance.md"

@@ -222,7 +222,7 @@ def test_slopes_are_those_of_the_points(found: Findings) -> None:
 def test_everything_that_was_measured_is_in_the_table_and_on_the_page(found: Findings, tmp_path: pathlib.Path) -> None:
     report = _report(found)
     (tmp_path / "performance.md").write_text(f"# Page\n\n{figures.BEGIN}\nlast year's\n{figures.END}\n")
-    page.write(tmp_path, report, found.curves)
+    page.write(tmp_path, report)
     written = (tmp_path / "performance.md").read_text()
     for text in (bench.table(report), written.replace("\\|", "|")):
         for one in report["comparisons"]:
