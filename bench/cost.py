@@ -105,33 +105,42 @@ def measure(stage: Stage, stand: Stand, found: Findings, rounds: int, seconds: f
     """All ways in turn, so many times; begins and ends with a protected guest."""
     named = tunings(curve)
     seen = {way: Seen() for way in (ALONE, *named, CHANNELS)}
-    for number in range(rounds):
-        stand.go_alone()
-        seen[ALONE].add(*use(stand, seconds, protected=False))
-        stand.protect()
-        # the order turns, so that nobody always comes first
-        turned = [*named.items()][number % len(named) :] + [*named.items()][: number % len(named)]
-        for way, knobs in turned:
-            tune(stand, knobs)
-            seen[way].add(*use(stand, seconds, protected=True))
-        stand.go_alone()
-        stand.define(tuning={"multifd_channels": MULTIFD_CHANNELS})
-        stand.site("--tags", "colo_guest,colo_protect")
-        seen[CHANNELS].add(*use(stand, seconds, protected=True))
-        stand.go_alone()
-        stand.define()
-        stand.site("--tags", "colo_guest,colo_protect")
-        latest = {
-            way: f"{one.pages_s[-1]:.0f}/s {one.download_mb_s[-1]:.1f} MB/s {one.writes_s[-1]:.0f} w/s"
-            for way, one in seen.items()
+    try:
+        for number in range(rounds):
+            one_round(stand, seen, named, number, seconds)
+            latest = {
+                way: f"{one.pages_s[-1]:.0f}/s {one.download_mb_s[-1]:.1f} MB/s {one.writes_s[-1]:.0f} w/s"
+                for way, one in seen.items()
+            }
+            stage.say(f"cost, round {number + 1}: {latest}")
+    finally:
+        found.evidence["cost"] = {
+            "tunings": named,
+            "multifd_channels": MULTIFD_CHANNELS,
+            "ways": {way: dataclasses.asdict(one) for way, one in seen.items()},
         }
-        stage.say(f"cost, round {number + 1}: {latest}")
-    found.evidence["cost"] = {
-        "tunings": named,
-        "multifd_channels": MULTIFD_CHANNELS,
-        "ways": {way: dataclasses.asdict(one) for way, one in seen.items()},
-    }
-    report(found, seen)
+        report(found, seen)
+
+
+def one_round(
+    stand: Stand, seen: t.Mapping[str, Seen], named: t.Mapping[str, t.Mapping[str, int]], number: int, seconds: float
+) -> None:
+    """Each way once."""
+    stand.go_alone()
+    seen[ALONE].add(*use(stand, seconds, protected=False))
+    stand.protect()
+    # the order turns, so that nobody always comes first
+    ways = [*named.items()]
+    for way, knobs in ways[number % len(ways) :] + ways[: number % len(ways)]:
+        tune(stand, knobs)
+        seen[way].add(*use(stand, seconds, protected=True))
+    stand.go_alone()
+    stand.define(tuning={"multifd_channels": MULTIFD_CHANNELS})
+    stand.site("--tags", "colo_guest,colo_protect")
+    seen[CHANNELS].add(*use(stand, seconds, protected=True))
+    stand.go_alone()
+    stand.define()
+    stand.site("--tags", "colo_guest,colo_protect")
 
 
 def report(found: Findings, seen: t.Mapping[str, Seen]) -> None:
@@ -155,7 +164,7 @@ def report(found: Findings, seen: t.Mapping[str, Seen]) -> None:
                 / figures.summary(getattr(seen[ALONE], key))["median"],
             )
             for delay in DELAYS_MS
-            if f"delay {delay} ms" in seen
+            if f"delay {delay} ms" in seen and getattr(seen[f"delay {delay} ms"], key) and getattr(seen[ALONE], key)
         ]
         for name, key in (("small pages", "pages_s"), ("download", "download_mb_s"), ("writes", "writes_s"))
     }

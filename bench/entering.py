@@ -90,29 +90,35 @@ def measure(
     """Every size with both loads, both ways in turn."""
     seen: dict[Key, dict[str, list[Json]]] = {}
     plain = dict(stand.guest["disks"][0])
-    for disk_mib in disks:
-        bigger = {**plain, "size": f"{disk_mib}M", "source": SOURCE} if disk_mib > 64 else plain
-        for number, memory_mib in enumerate(memories):
-            stand.define(memory_mib=memory_mib, disks=[bigger])
-            if number == 0 and (disk_mib > 64 or not stand.serving):
-                begin(stand, disk_mib)
-            else:
-                stand.site("--tags", "colo_guest,colo_protect", "-e", "colo_state=restarted")
-            stand.go_alone()
-            for kind in (IDLE, DIRTYING):
-                load(stand, memory_mib, kind)
-                ways: dict[str, list[Json]] = {OURS: [], DOCUMENTED: []}
-                seen[memory_mib, disk_mib, kind] = ways
-                for _round in range(rounds):
-                    for way, function in ((OURS, ours), (DOCUMENTED, documented)):
-                        ways[way].append(function(stand))
-                        alone_again(stand, way)
-                stage.say(f"entering, {memory_mib} MiB, disk {disk_mib} MiB, {kind}: {told(ways)}")
-            stage.ask("dirty", "0")
-    found.evidence["entering"] = [
-        {"memory_mib": key[0], "disk_mib": key[1], "load": key[2], "ways": ways} for key, ways in seen.items()
-    ]
-    report(found, seen)
+    try:
+        for disk_mib in disks:
+            bigger = {**plain, "size": f"{disk_mib}M", "source": SOURCE} if disk_mib > 64 else plain
+            for number, memory_mib in enumerate(memories):
+                stand.define(memory_mib=memory_mib, disks=[bigger])
+                if number == 0 and (disk_mib > 64 or not stand.serving):
+                    begin(stand, disk_mib)
+                else:
+                    stand.site("--tags", "colo_guest,colo_protect", "-e", "colo_state=restarted")
+                stand.go_alone()
+                for kind in (IDLE, DIRTYING):
+                    ways = seen[memory_mib, disk_mib, kind] = {OURS: [], DOCUMENTED: []}
+                    load(stand, memory_mib, kind)
+                    in_turn(stand, ways, rounds)
+                    stage.say(f"entering, {memory_mib} MiB, disk {disk_mib} MiB, {kind}: {told(ways)}")
+                stage.ask("dirty", "0")
+    finally:
+        found.evidence["entering"] = [
+            {"memory_mib": key[0], "disk_mib": key[1], "load": key[2], "ways": ways} for key, ways in seen.items()
+        ]
+        report(found, seen)
+
+
+def in_turn(stand: Stand, ways: dict[str, list[Json]], rounds: int) -> None:
+    """Both ways, one after the other, so many times."""
+    for _round in range(rounds):
+        for way, function in ((OURS, ours), (DOCUMENTED, documented)):
+            ways[way].append(function(stand))
+            alone_again(stand, way)
 
 
 def told(ways: t.Mapping[str, t.Sequence[Json]]) -> str:
@@ -172,12 +178,9 @@ def growth(found: Findings, pauses: t.Mapping[Key, figures.Comparison]) -> None:
         found.curves["pause.svg"] = svg.curves("Pause on the way into lock step", "memory, GiB", "pause, ms", series)
     totals = {one.what: one for one in found.comparisons if one.what.startswith("total, ")}
     for way in (OURS, DOCUMENTED):
-        points = [
-            (
-                disk_mib / 1024,
-                figures.summary(totals[f"total, {memory_mib} MiB, disk {disk_mib} MiB, {kind}"].values[way])["median"],
-            )
-            for memory_mib, disk_mib, kind in pauses
-            if kind == IDLE
-        ]
-        found.fit(f"total, {way}", f"per GiB of disk ({FILLED_MIB} MiB of it filled)", "s", points)
+        by_disk: list[figures.Point] = []
+        for memory_mib, disk_mib, kind in pauses:
+            values = totals[f"total, {memory_mib} MiB, disk {disk_mib} MiB, {kind}"].values[way]
+            if kind == IDLE and values:
+                by_disk.append((disk_mib / 1024, figures.summary(values)["median"]))
+        found.fit(f"total, {way}", f"per GiB of disk ({FILLED_MIB} MiB of it filled)", "s", by_disk)

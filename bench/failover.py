@@ -101,13 +101,15 @@ def measure(stage: Stage, stand: Stand, found: Findings, rounds: int) -> None:
     trials: dict[str, list[Json]] = {way: [] for way in (MODULE, PLAYBOOK, PIPED, TYPED)}
     raw: list[float] = []
     floor: list[float] = []
-    for _round in range(rounds):
-        for way, seen in trials.items():
-            seen.append(trial(stand, way))
-        raw.append(floor_ms(stand, 2 * LOOK + WAITS + trials[MODULE][-1]["actions"]))
-        floor.append(floor_play(stage).seconds)
-    found.evidence["failover"] = {"trials": trials, "raw_floor_ms": raw, "floor_playbook_s": floor}
-    report(found, trials, raw, floor)
+    try:
+        for _round in range(rounds):
+            for way, seen in trials.items():
+                seen.append(trial(stand, way))
+            raw.append(floor_ms(stand, 2 * LOOK + WAITS + trials[MODULE][-1]["actions"]))
+            floor.append(floor_play(stage).seconds)
+    finally:
+        found.evidence["failover"] = {"trials": trials, "raw_floor_ms": raw, "floor_playbook_s": floor}
+        report(found, trials, raw, floor)
 
 
 def report(found: Findings, trials: t.Mapping[str, t.Sequence[Json]], raw: list[float], floor: list[float]) -> None:

@@ -100,12 +100,15 @@ def one_count(stage: Stage, count: int, again: int) -> Json:
 
 def measure(stage: Stage, found: Findings, counts: t.Sequence[int], again: int) -> None:
     """Each number of guests from nothing."""
+    seen: list[Json] = []
     try:
-        seen = [one_count(stage, count, again) for count in counts]
+        for count in counts:
+            seen.append(one_count(stage, count, again))
     finally:
+        found.evidence["site"] = seen
+        if seen:
+            report(found, seen)
         stage.labctl("up", "--guests", "1")
-    found.evidence["site"] = seen
-    report(found, seen)
 
 
 def report(found: Findings, seen: t.Sequence[Json]) -> None:
