@@ -90,9 +90,9 @@ _TUNING_RANGES: dict[str, tuple[int, int]] = {
 # docs/performance.md.
 DEFAULT_PROFILE = "balanced"
 PROFILES: dict[str, dict[str, int]] = {
-    "latency": {"checkpoint_delay_ms": 200, "compare_timeout_ms": 200, "expired_scan_cycle_ms": 50},
+    "latency": {"checkpoint_delay_ms": 200},
     DEFAULT_PROFILE: {},
-    "throughput": {"checkpoint_delay_ms": 5000},
+    "throughput": {"checkpoint_delay_ms": 2000},
 }
 _TUNING_KEYS = ("profile", *_TUNING_RANGES)
 

@@ -179,13 +179,15 @@ def _cost(found: Findings, curve: bool) -> None:
         one.add({"pages": part, "writes": part, "download": {"seconds": 2.0, "bytes": 2e6 * download}}, [10.0, 20.0])
         return one
 
+    named = cost.tunings(curve)
     ways = {
         cost.ALONE: seen(70),
-        **{way: seen(20) for way in cost.tunings(curve)},
+        **{way: seen(20) for way in named},
         cost.QEMU: seen(6),
+        cost.FRESH: seen(20),
         cost.CHANNELS: seen(19),
     }
-    cost.report(found, ways)
+    cost.report(found, ways, named)
 
 
 @pytest.fixture
