@@ -151,7 +151,8 @@ def converge(
             except ColoError as exc:
                 # a monitor greets one client at a time
                 applier.close()
-                if roll_back is not None:
+                # a setting that QEMU did not take is no reason to end a protection that goes on
+                if roll_back is not None and exc.details.get("step") not in _plan.tuning_titles(steps):
                     exc.details["rolled_back"] = _roll_back(guest, module, roll_back)
                 exc.details["result"] = _told(applier, before, _after_error(guest, module), begin, observed)
                 raise

@@ -128,7 +128,12 @@ def ask(monitor: Monitor) -> Qemu:
             if not node["node-name"].startswith("#")
         ),
         attached=attached(monitor),
-        jobs=jobs(monitor),
+        jobs={
+            job["device"]: Job(
+                ready=bool(job.get("ready")), status=job["status"], offset=job["offset"], length=job["len"]
+            )
+            for job in monitor.execute("query-block-jobs")
+        },
         objects=here,
         chardevs=chardevs(monitor),
         exports=frozenset(export["id"] for export in monitor.execute("query-block-exports")),
@@ -150,14 +155,6 @@ def settings(monitor: Monitor, here: t.Mapping[str, str]) -> dict[str, int]:
         _topology.CHECKPOINT_DELAY: parameters[_topology.CHECKPOINT_DELAY],
         _topology.MULTIFD_CHANNELS: parameters[_topology.MULTIFD_CHANNELS] if "multifd" in switched_on else 0,
         **compare,
-    }
-
-
-def jobs(monitor: Monitor) -> dict[str, Job]:
-    """Block jobs: id to how far it is."""
-    return {
-        job["device"]: Job(ready=bool(job.get("ready")), status=job["status"], offset=job["offset"], length=job["len"])
-        for job in monitor.execute("query-block-jobs")
     }
 
 

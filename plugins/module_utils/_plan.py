@@ -345,6 +345,11 @@ def tuned(steps: t.Sequence[Step]) -> dict[str, int]:
     return {step.arguments["setting"]: step.arguments["value"] for step in steps if "setting" in step.arguments}
 
 
+def tuning_titles(steps: t.Sequence[Step]) -> set[str]:
+    """Those of these steps that change a setting."""
+    return {step.title for step in steps if "setting" in step.arguments}
+
+
 def waiting(guest: Guest, seen: Observation) -> list[str]:
     """What the definition wants that a guest in lock step gets only with its next protection, in words."""
     if seen.qemu is None or seen.qemu.colo_mode != "primary":

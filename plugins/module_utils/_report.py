@@ -23,10 +23,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Monitor
-from ansible_collections.lockstep.colo.plugins.module_utils._states import Job, Observation, Qemu
-
-# Between the two looks at a resync: long enough for a rate, short enough for whoever waits for the answer.
-RESYNC_S = 1.0
+from ansible_collections.lockstep.colo.plugins.module_utils._states import Observation, Qemu
 
 
 def look(name: str, module: AnsibleModule) -> _guests.Result:
@@ -45,8 +42,6 @@ def look(name: str, module: AnsibleModule) -> _guests.Result:
     if seen.process:
         definition = dataclasses.asdict(guest)
         result["changes"] = [str(change) for change in _guest.changes(_host.started(definition), definition)]
-    if seen.qemu is not None and any(not job.ready for job in seen.qemu.jobs.values()):
-        result["resync"] = watch_resync(guest)
     if module.params["sample_s"] > 0 and seen.qemu is not None:
         result["sample"] = sample(guest, module.params["sample_s"])
     return result
@@ -69,6 +64,7 @@ def report(guest: Guest, seen: Observation) -> dict[str, t.Any]:
         "qemu": None if seen.qemu is None else _qemu(seen.qemu),
         "waiting": _plan.waiting(guest, seen),
         "checkpoints": {} if keeper is None else keeper.pop("checkpoints"),
+        "resync": {} if keeper is None else keeper.pop("resync", {}),
         "keeper": keeper,
         "ports": ports(guest),
     }
@@ -103,29 +99,6 @@ def _qemu(qemu: Qemu) -> dict[str, t.Any]:
         "exports": sorted(qemu.exports),
         "settings": dict(qemu.settings),
     }
-
-
-def watch_resync(guest: Guest) -> dict[str, t.Any]:
-    """How far the copy of each disk is and how fast it goes, by two looks."""
-    with Monitor(guest.qmp_socket) as monitor:
-        begin, before = time.monotonic(), _observe.jobs(monitor)
-        while (left := begin + RESYNC_S - time.monotonic()) > 0:
-            monitor.next_event(left)
-        return resync(before, _observe.jobs(monitor), time.monotonic() - begin)
-
-
-def resync(before: t.Mapping[str, Job], after: t.Mapping[str, Job], seconds: float) -> dict[str, t.Any]:
-    """Progress, rate and time left by job (pure); no time where nothing moves."""
-    figures: dict[str, t.Any] = {}
-    for name, job in after.items():
-        rate = max(0.0, (job.offset - before[name].offset) / seconds) if name in before else 0.0
-        figures[name] = {
-            "done_bytes": job.offset,
-            "of_bytes": job.length,
-            "bytes_per_s": round(rate),
-            "left_s": round((job.length - job.offset) / rate, 1) if rate else None,
-        }
-    return figures
 
 
 def sample(guest: Guest, seconds: float) -> dict[str, t.Any]:

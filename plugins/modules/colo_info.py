@@ -107,9 +107,9 @@ guests:
       sample: ["multifd-channels: 0 -> 2"]
     resync:
       description:
-        - By job, C(done_bytes), C(of_bytes), C(bytes_per_s) and C(left_s) of the copy of each disk, by two looks a second apart.
-          There is no time left (null) while nothing moves.
-      returned: while disks are being copied to a standby
+        - By job, C(done_bytes), C(of_bytes), C(bytes_per_s) and C(left_s) of the copy of each disk to a standby, as the keeper sees it, also while
+          another module waits for it. There is no time left (null) while nothing moves.
+      returned: success
       type: dict
       sample: {"resync0": {"done_bytes": 33554432, "of_bytes": 67108864, "bytes_per_s": 8388608, "left_s": 4.0}}
     sample:

@@ -22,8 +22,6 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _keeper_client,
     _observe,
     _qmp,
-    _report,
-    _states,
     _store,
     _topology,
 )
@@ -272,37 +270,14 @@ def test_a_name_is_no_path(host: Host, name: str) -> None:
     assert error["details"]["variable"] == "name"
 
 
-def test_a_copy_that_goes_on_is_told_with_its_rate(host: Host) -> None:
+def test_the_keepers_figures_of_a_resync_are_told_also_when_the_monitor_is_busy(host: Host) -> None:
     guest = host.deploy("web1", _generation.started_alone)
-    host.runs(guest)
-    host.patch.setattr(_report, "Monitor", functools.partial(_qmp.Monitor, timeout_s=0.3))
-    host.patch.setattr(_report, "RESYNC_S", 0.05)
-    offsets = iter([0, 10, 20])
-
-    def jobs(_arguments: Json) -> list[Json]:
-        return [{"device": "resync0", "status": "running", "offset": next(offsets), "len": 100}]
-
-    with _serve(guest, Qemu({"query-block-jobs": jobs})):
+    figures = {"resync0": {"done_bytes": 20, "of_bytes": 100, "bytes_per_s": 8, "left_s": 10.0}}
+    host.runs(guest, _make.keeper(resync=figures))
+    with _serve(guest, Qemu(), greet=False):
         found = host.module(colo_info)["guests"]["web1"]
-    figures = found["resync"]["resync0"]
-    assert (figures["done_bytes"], figures["of_bytes"]) == (20, 100)
-    assert 0 < figures["bytes_per_s"] <= 200
-    assert figures["left_s"] == pytest.approx(80 / figures["bytes_per_s"], rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "rate", "left_s"),
-    [
-        (100, 300, 100, 2.0),
-        (300, 300, 0, None),
-        (300, 100, 0, None),
-    ],  # the last: the guest writes faster than it is copied
-)
-def test_a_copy_that_does_not_move_has_no_time_left(before: int, after: int, rate: int, left_s: float | None) -> None:
-    first, second = ({"resync0": _states.Job(False, "running", offset, 500)} for offset in (before, after))
-    figures = _report.resync(first, second, seconds=2.0)
-    assert (figures["resync0"]["bytes_per_s"], figures["resync0"]["left_s"]) == (rate, left_s)
-    assert _report.resync({}, second, seconds=2.0)["resync0"]["left_s"] is None
+    assert found["resync"] == figures
+    assert "resync" not in found["keeper"]
 
 
 # --- colo_migrate -----------------------------------------------------------------------------------------------
@@ -346,6 +321,20 @@ def test_tuning_is_changed_in_lock_step_and_the_second_run_changes_nothing(host:
     changing = [command for command, _a, _o in server.calls if command in ("migrate-set-parameters", "qom-set")]
     assert len(changing) == 2
     assert host.yanked == []
+
+
+def test_a_setting_that_is_refused_does_not_end_protection(host: Host) -> None:
+    guest, qemu = _protected(host)
+    qemu.compare["max_queue_size"] = 17
+    qemu.answers["qom-set"] = Refuse("Property is read-only")
+    record = _record(guest)
+    with _serve(guest, qemu) as server:
+        result = host.module(colo_migrate, name=["web1"], role="primary", state="protected")
+    assert result["error_code"] == "qmp_refused"
+    assert "rolled_back" not in result["details"]
+    assert _record(guest) == record
+    assert host.yanked == []
+    assert "x-colo-lost-heartbeat" not in [command for command, _a, _o in server.calls]
 
 
 def test_what_a_protection_keeps_is_told(host: Host) -> None:
