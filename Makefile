@@ -78,6 +78,11 @@ faults: bootstrap ## every fault on each side in each phase (half an hour); CASE
 faults-page: bootstrap ## write the last result of each fault into docs/docsite/faults.md
 	python tests/lab/campaign_faults.py
 
+.PHONY: bench
+bench: bootstrap ## measurements against the documented procedure and the floor (40 minutes); some of them: BENCH='--rows 1,4 --quick'
+	sh tests/lab/prerequisites.sh
+	python bench/bench.py $(BENCH)
+
 .PHONY: lint
 lint: bootstrap ## ruff, yamllint, ansible-lint
 	ruff check .

@@ -310,6 +310,17 @@ def _succeeded(pairs: t.Mapping[str, Json], hostvars: t.Any, side: str, register
     return results
 
 
+def _waiting(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
+    """What a running protection cannot be given, one line per setting."""
+    answers = _answers(guests, hostvars, register)
+    return [
+        f"{name}: {change}"
+        for name, guest in guests.items()
+        for host in guest["hosts"]
+        for change in (answers.get(host) or {}).get("guests", {}).get(name, {}).get("waiting", [])
+    ]
+
+
 def _troubles(hosts: t.Sequence[str], hostvars: t.Any, registers: t.Sequence[str]) -> list[str]:
     """What went wrong, one line per host and guest, from the given registered results."""
     lines: list[str] = []
@@ -334,19 +345,18 @@ def _resync_report(result: t.Any) -> list[str]:
     ]
 
 
-def _pause(info: Json) -> str:
-    """The last checkpoint's pause; outside lock step there is none, whatever the last session had."""
-    if info.get("standing") not in _states.LOCK_STEP:
-        return "-"
-    pause = info.get("checkpoints", {}).get("last_pause_ms")
-    return "-" if pause is None else f"{pause:.0f} ms"
+def _checkpoints(info: Json) -> str:
+    """Rate and pauses of the checkpoints; outside lock step there are none, whatever the last session had."""
+    seen = info.get("checkpoints", {}) if info.get("standing") in _states.LOCK_STEP else {}
+    rate, middle, slow = (seen.get(key) for key in ("rate_hz", "p50_pause_ms", "p99_pause_ms"))
+    often = "-" if rate is None else f"{rate:.2f}/s"
+    return f"checkpoints {often} pause " + ("-" if middle is None else f"p50 {middle:.0f} p99 {slow:.0f} ms")
 
 
-def _rate(info: Json) -> str:
-    if info.get("standing") not in _states.LOCK_STEP:
-        return "-"
-    rate = info.get("checkpoints", {}).get("rate_hz")
-    return "-" if rate is None else f"{rate:.2f}/s"
+def _resync(name: str, figures: Json) -> str:
+    words = f"{name}: {figures['done_bytes'] // _guest.MIB} of {figures['of_bytes'] // _guest.MIB} MiB"
+    left = "it stands still" if figures["left_s"] is None else f"{figures['left_s']:.0f} s left"
+    return f"{words}, {figures['bytes_per_s'] / _guest.MIB:.1f} MiB/s, {left}"
 
 
 def _in_the_clear(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
@@ -381,13 +391,13 @@ def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, regist
             record = info.get("record") or {}
             lines.append(
                 f"  {host:<15} {standing:<11} copy {record.get('state', '-')}/{record.get('generation', '-')}"
-                f"  checkpoint pause {_pause(info)} rate {_rate(info)}  QEMU {qemu.get('version', '-')}"
+                f"  {_checkpoints(info)}  QEMU {qemu.get('version', '-')}"
                 f"  ports {(info.get('ports') or {}).get('migration', '-')}+"
             )
             if "error" in info:
                 lines.append(f"    {info['error']['message']}")
-            for job, progress in qemu.get("jobs", {}).items():
-                lines.append(f"    {job}: {progress['offset'] // _guest.MIB} of {progress['length'] // _guest.MIB} MiB")
+            lines += [f"    {_resync(job, figures)}" for job, figures in info.get("resync", {}).items()]
+            lines += [f"    from its next protection on: {change}" for change in info.get("waiting", [])]
     return [*lines, *_in_the_clear(guests, hostvars, register)]
 
 
@@ -458,6 +468,7 @@ class FilterModule:
             "guests_of": _wrapped(_guests_of),
             "succeeded": _wrapped(_succeeded),
             "troubles": _wrapped(_troubles),
+            "waiting": _wrapped(_waiting),
             "status_table": _wrapped(_table),
             "in_the_clear": _wrapped(_in_the_clear),
             "not_off": _wrapped(_not_off),

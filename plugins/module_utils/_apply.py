@@ -204,7 +204,8 @@ class Applier:
 
     def _capabilities(self, step: Step, deadline: float) -> None:
         needed = _observe.live_features(self.monitor).return_path == "requires"
-        command, arguments = _topology.capabilities(step.arguments["role"], needed)
+        multifd = self.guest.tuning.multifd_channels > 0
+        command, arguments = _topology.capabilities(step.arguments["role"], needed, multifd)
         self.monitor.execute(command, arguments)
 
     def _yank(self, step: Step, deadline: float) -> None:

@@ -364,6 +364,16 @@ def _device_refusals(found: Features, definition: t.Mapping[str, t.Any], guest: 
                 f"QEMU {found.version_text} has no CPU model {cpu}: see qemu-system-x86_64 -cpu help",
             )
         )
+    channels = definition["tuning"]["multifd_channels"]
+    if channels and old:
+        problems.append(
+            Problem(
+                "multifd_broken",
+                f"{guest}.tuning.multifd_channels",
+                channels,
+                f"COLO of QEMU {found.version_text} has no channels beside the main stream: install {WORKING}, or set it to 0",
+            )
+        )
     for number, nic in enumerate(definition["nics"]):
         if nic["model"] not in found.nic_models:
             problems.append(

@@ -57,14 +57,16 @@ class Tuning:
 
     ``checkpoint_delay_ms`` is QEMU's ``x-checkpoint-delay``; ``compare_timeout_ms``, ``expired_scan_cycle_ms`` and
     ``max_queue_size`` are properties of ``colo-compare``; the rest belongs to the keeper and the modules.
-    ``resync_limit_mib_s`` bounds the copy of each disk (0: not at all). ``settle_ms`` is how long a guest that was just
-    started boots alone: see :func:`default_settle_ms`.
+    ``multifd_channels`` carry the memory beside the main stream (0: none do). ``resync_limit_mib_s`` bounds the copy of
+    each disk (0: not at all). ``settle_ms`` is how long a guest that was just started boots alone: see
+    :func:`default_settle_ms`.
     """
 
     checkpoint_delay_ms: int = 1000
     compare_timeout_ms: int = 1000
     expired_scan_cycle_ms: int = 500
     max_queue_size: int = 1024
+    multifd_channels: int = 0
     heartbeat_interval_ms: int = 500
     heartbeat_timeout_ms: int = 3000
     switchover_limit_ms: int = 10000
@@ -77,12 +79,23 @@ _TUNING_RANGES: dict[str, tuple[int, int]] = {
     "compare_timeout_ms": (100, 60000),
     "expired_scan_cycle_ms": (50, 60000),
     "max_queue_size": (16, 65536),
+    "multifd_channels": (0, 16),
     "heartbeat_interval_ms": (100, 10000),
     "heartbeat_timeout_ms": (500, 60000),
     "switchover_limit_ms": (1000, 120000),
     "resync_limit_mib_s": (0, 1000000),
     "settle_ms": (0, 600000),
 }
+
+# Knobs that go together, by what an operator wants most; each single knob overrides. The numbers behind them are in
+# docs/performance.md.
+DEFAULT_PROFILE = "balanced"
+PROFILES: dict[str, dict[str, int]] = {
+    "latency": {"checkpoint_delay_ms": 200},
+    DEFAULT_PROFILE: {},
+    "throughput": {"checkpoint_delay_ms": 2000},
+}
+_TUNING_KEYS = ("profile", *_TUNING_RANGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -470,8 +483,14 @@ def default_settle_ms(accelerator: str) -> int:
 
 
 def _tuning(variable: str, value: t.Any, accelerator: str) -> dict[str, int]:
-    entry = _known_keys(variable, value, (), tuple(_TUNING_RANGES))
-    merged = {**dataclasses.asdict(Tuning()), "settle_ms": default_settle_ms(accelerator), **entry}
+    entry = _known_keys(variable, value, (), _TUNING_KEYS)
+    profile = _choice(f"{variable}.profile", entry.get("profile", DEFAULT_PROFILE), tuple(PROFILES))
+    merged = {
+        **dataclasses.asdict(Tuning()),
+        "settle_ms": default_settle_ms(accelerator),
+        **PROFILES[profile],
+        **entry,
+    }
     checked = {key: _integer(f"{variable}.{key}", merged[key], *_TUNING_RANGES[key]) for key in _TUNING_RANGES}
     if checked["heartbeat_timeout_ms"] < 2 * checked["heartbeat_interval_ms"]:
         raise InputError(

@@ -89,6 +89,11 @@ def finish(module: AnsibleModule, guests: dict[str, Result]) -> t.NoReturn:
     words = {name: result["standing"] for name, result in guests.items() if isinstance(result.get("standing"), dict)}
     diff = {
         side: "".join(f"{name}: {standing[side]}\n" for name, standing in sorted(words.items()))
+        + "".join(
+            f"{name}: {setting}: {value}\n"
+            for name, result in sorted(guests.items())
+            for setting, value in result.get("tuning", {}).get(side, {}).items()
+        )
         for side in ("before", "after")
     }
     errors = [result["error"] for result in guests.values() if "error" in result]
@@ -125,6 +130,7 @@ def converge(
             seen = _observe.observe(guest, module.run_command)
             before = _states.standing(seen)
             steps = plan(seen, applier)
+            wanted = _plan.tuned(steps)
             observed = time.monotonic()
             if module.check_mode:
                 actions = [step.title for step in steps if step.changes]
@@ -135,20 +141,24 @@ def converge(
                     "timings": {},
                     "transitions": [],
                     "generation": None if seen.record is None else seen.record.generation,
+                    **_tuning(wanted, seen, wanted),
                 }
             try:
                 applier.run(steps)
             except _apply.Unfinished as exc:
-                told = _told(applier, before, _after(guest, module, applier), begin, observed)
-                return {**told, "finished": False, "progress": exc.progress}
+                after = _states.standing(_look_again(guest, module, applier))
+                return {**_told(applier, before, after, begin, observed), "finished": False, "progress": exc.progress}
             except ColoError as exc:
                 # a monitor greets one client at a time
                 applier.close()
-                if roll_back is not None:
+                # a setting that QEMU did not take is no reason to end a protection that goes on
+                if roll_back is not None and exc.details.get("step") not in _plan.tuning_titles(steps):
                     exc.details["rolled_back"] = _roll_back(guest, module, roll_back)
                 exc.details["result"] = _told(applier, before, _after_error(guest, module), begin, observed)
                 raise
-            return _told(applier, before, _after(guest, module, applier), begin, observed)
+            now = _look_again(guest, module, applier)
+            told = _told(applier, before, _states.standing(now), begin, observed)
+            return {**told, **_tuning(wanted, seen, {} if now.qemu is None else now.qemu.settings)}
         finally:
             applier.close()
 
@@ -156,13 +166,22 @@ def converge(
 def _after_error(guest: Guest, module: AnsibleModule) -> str:
     """The standing after a failed run: where that cannot be told, either, the first error is the one to tell."""
     try:
-        return _after(guest, module)
+        return _states.standing(_observe.observe(guest, module.run_command))
     except ColoError:
         return "failed"
 
 
-def _after(guest: Guest, module: AnsibleModule, applier: _apply.Applier | None = None) -> str:
-    return _states.standing(_observe.observe(guest, module.run_command, None if applier is None else applier.connected))
+def _look_again(guest: Guest, module: AnsibleModule, applier: _apply.Applier) -> Observation:
+    return _observe.observe(guest, module.run_command, applier.connected)
+
+
+def _tuning(wanted: t.Collection[str], seen: Observation, after: t.Mapping[str, int]) -> Result:
+    """The settings that were to be changed, as they were and as they are; nothing where none was."""
+    if not wanted:
+        return {}
+    before = {} if seen.qemu is None else seen.qemu.settings
+    told = {"before": before, "after": after}
+    return {"tuning": {side: {name: values.get(name) for name in wanted} for side, values in told.items()}}
 
 
 def _told(applier: _apply.Applier, before: str, after: str, begin: float, observed: float) -> Result:

@@ -64,6 +64,7 @@ class Qemu:
         self.events: collections.deque[Json] = collections.deque(maxlen=EVENTS_KEPT)
         self.counts: collections.Counter[str] = collections.Counter()
         self.checkpoints = _rules.Checkpoints()
+        self.resync = _rules.Resync()
 
     def set_migration(self, status: str | None) -> None:
         if status != self.migration:
@@ -233,6 +234,7 @@ class Monitor:
                 began = time.monotonic()
                 reply = await self._in_band("query-status", self._guest.tuning.heartbeat_timeout_ms / 1000)
                 self.qemu.answer(began, reply["status"])
+                await self._look_at_resync()
                 if not known:
                     await self._catch_up()
                     known = True
@@ -241,6 +243,12 @@ class Monitor:
             except ExecuteError as exc:
                 log("error", "QEMU refused a question", reason=str(exc))
             await asyncio.sleep(self._interval_s)
+
+    async def _look_at_resync(self) -> None:
+        """Only where there can be one: disks are copied by the serving side, before lock step."""
+        copies = self._role() == "serving" and self.qemu.migration != _rules.COLO
+        jobs = await self._in_band("query-block-jobs") if copies else []
+        self.qemu.resync.look(time.monotonic(), jobs)
 
     async def _catch_up(self) -> None:
         """Learn what happened before this connection; note what cannot be learned."""

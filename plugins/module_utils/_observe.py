@@ -128,6 +128,7 @@ def ask(monitor: Monitor) -> Qemu:
     """One look at a QEMU; about ten short queries."""
     version = monitor.execute("query-version")["qemu"]
     migration = monitor.execute("query-migrate")
+    here = objects(monitor)
     return Qemu(
         version=(version["major"], version["minor"], version["micro"]),
         runstate=monitor.execute("query-status")["status"],
@@ -146,10 +147,28 @@ def ask(monitor: Monitor) -> Qemu:
             )
             for job in monitor.execute("query-block-jobs")
         },
-        objects=objects(monitor),
+        objects=here,
         chardevs=chardevs(monitor),
         exports=frozenset(export["id"] for export in monitor.execute("query-block-exports")),
+        settings=settings(monitor, here),
     )
+
+
+def settings(monitor: Monitor, here: t.Mapping[str, str]) -> dict[str, int]:
+    """What can be tuned, as QEMU has it; ``here`` are its objects."""
+    parameters = monitor.execute("query-migrate-parameters")
+    switched_on = {row["capability"] for row in monitor.execute("query-migrate-capabilities") if row["state"]}
+    compare = {
+        f"{name}.{key}": int(monitor.execute("qom-get", {"path": f"/objects/{name}", "property": key}))
+        for name, kind in sorted(here.items())
+        if kind == "colo-compare"
+        for key in _topology.COMPARE_PROPERTIES
+    }
+    return {
+        _topology.CHECKPOINT_DELAY: parameters[_topology.CHECKPOINT_DELAY],
+        _topology.MULTIFD_CHANNELS: parameters[_topology.MULTIFD_CHANNELS] if "multifd" in switched_on else 0,
+        **compare,
+    }
 
 
 def attached(monitor: Monitor) -> frozenset[str]:

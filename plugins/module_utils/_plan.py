@@ -322,7 +322,7 @@ def protect(
     if seen.record is not None and seen.record.clean:
         raise _is_off(guest)
     if now == "primary" and not _half_way(seen):
-        return [_proof(guest)]
+        return [*_retune(guest, seen), _proof(guest)]
     if now in ("alone", "primary", "syncing", "orphaned") and is_outgoing(seen):
         resumed = _resyncing(guest, seen)
         half_built = to_alone(guest, seen) if not resumed and (now != "alone" or _states.leftovers(seen)) else []
@@ -332,6 +332,40 @@ def protect(
         f"guest {guest.name} does not serve on {guest.host} (standing {now}): protect it on the host where it runs",
         standing=now,
     )
+
+
+def _retune(guest: Guest, seen: Observation) -> list[Step]:
+    """Give a primary in lock step the settings of its definition; it stays protected meanwhile."""
+    has = {} if seen.qemu is None else seen.qemu.settings
+    steps: list[Step] = []
+    for setting, value in _topology.live_settings(guest).items():
+        if has.get(setting) != value:
+            command, arguments = _topology.set_command(setting, value)
+            told = {"command": command, "arguments": arguments, "setting": setting, "value": value}
+            steps.append(Step("qmp", f"{setting}: {has.get(setting)} -> {value}", told))
+    return steps
+
+
+def tuned(steps: t.Sequence[Step]) -> dict[str, int]:
+    """The settings that these steps change, with their new values."""
+    return {step.arguments["setting"]: step.arguments["value"] for step in steps if "setting" in step.arguments}
+
+
+def tuning_titles(steps: t.Sequence[Step]) -> set[str]:
+    """Those of these steps that change a setting."""
+    return {step.title for step in steps if "setting" in step.arguments}
+
+
+def waiting(guest: Guest, seen: Observation) -> list[str]:
+    """What the definition wants that a guest in lock step gets only with its next protection, in words."""
+    if seen.qemu is None or seen.qemu.colo_mode != "primary":
+        return []
+    has = seen.qemu.settings
+    return [
+        f"{setting}: {has.get(setting)} -> {value}"
+        for setting, value in _topology.fixed_settings(guest).items()
+        if has.get(setting) != value
+    ]
 
 
 def _resyncing(guest: Guest, seen: Observation) -> bool:
@@ -514,6 +548,8 @@ def _standby_complete(guest: Guest, seen: Observation) -> bool:
     return (
         qemu.migration == "setup"
         and _encrypted_as_wished(guest, qemu, "standby")
+        # both sides need the same of these: one that was made for an earlier definition is made anew
+        and all(qemu.settings.get(setting) == value for setting, value in _topology.fixed_settings(guest).items())
         and len(qemu.exports) == len(guest.disks)
         and all(_topology.rewriter(nic) in qemu.objects for nic in nics)
         and all(qemu.chardevs.get(name) is False for nic in nics for name in _topology.standby_chardevs(nic))

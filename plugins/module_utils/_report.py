@@ -16,6 +16,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _guests,
     _host,
     _observe,
+    _plan,
     _states,
     _topology,
 )
@@ -72,7 +73,9 @@ def report(guest: Guest, seen: Observation) -> dict[str, t.Any]:
         "peer_heard": _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms),
         "leftovers": _states.leftovers(seen),
         "qemu": None if seen.qemu is None else _qemu(seen.qemu),
+        "waiting": _plan.waiting(guest, seen),
         "checkpoints": {} if keeper is None else keeper.pop("checkpoints"),
+        "resync": {} if keeper is None else keeper.pop("resync", {}),
         "keeper": keeper,
         "ports": ports(guest),
     }
@@ -106,6 +109,7 @@ def _qemu(qemu: Qemu) -> dict[str, t.Any]:
         },
         "exports": sorted(qemu.exports),
         "encrypted": "tls-creds-psk" in qemu.objects.values(),
+        "settings": dict(qemu.settings),
     }
 
 

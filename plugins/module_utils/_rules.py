@@ -260,6 +260,33 @@ class Checkpoints:
         }
 
 
+class Resync:
+    """How far the copies of disks to a standby are, and how fast they go, from looks at QEMU's jobs. Times in seconds."""
+
+    SPAN_S = 10.0  #: over which the rate is told
+
+    def __init__(self) -> None:
+        self._looks: collections.deque[tuple[float, dict[str, tuple[int, int]]]] = collections.deque()
+
+    def look(self, now: float, jobs: t.Sequence[Json]) -> None:
+        """The jobs at monotonic time *now*, as QEMU tells them; one that has caught up is over."""
+        seen = {str(job["device"]): (int(job["offset"]), int(job["len"])) for job in jobs if not job.get("ready")}
+        self._looks.append((now, seen))
+        while self._looks[0][0] < now - self.SPAN_S:
+            self._looks.popleft()
+
+    def figures(self) -> Json:
+        """Bytes, rate and time left by job; no time while nothing moves."""
+        now, last = self._looks[-1] if self._looks else (0.0, {})
+        told: Json = {}
+        for name, (done, of) in last.items():
+            began, first = next((at, seen[name][0]) for at, seen in self._looks if name in seen)
+            rate = max(0.0, (done - first) / (now - began)) if now > began else 0.0
+            left = _round((of - done) / rate) if rate else None
+            told[name] = {"done_bytes": done, "of_bytes": of, "bytes_per_s": round(rate), "left_s": left}
+        return told
+
+
 def _ms(seconds: float) -> float:
     return _round(seconds * 1000)
 

@@ -69,6 +69,7 @@ class Qemu:
     objects: t.Mapping[str, str]
     chardevs: t.Mapping[str, bool]
     exports: frozenset[str]
+    settings: t.Mapping[str, int]  # by the names that _topology has for them
 
 
 @dataclasses.dataclass(frozen=True)

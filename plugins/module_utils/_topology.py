@@ -406,9 +406,7 @@ def primary_filter_commands(guest: Guest, rewriters: t.Collection[str]) -> list[
                     "secondary_in": f"compsec{number}",
                     "outdev": f"out{number}c",
                     "iothread": f"iocmp{number}",
-                    "compare_timeout": guest.tuning.compare_timeout_ms,
-                    "expired_scan_cycle": guest.tuning.expired_scan_cycle_ms,
-                    "max_queue_size": guest.tuning.max_queue_size,
+                    **_compare_settings(guest),
                     **vnet,
                 },
             ),
@@ -435,9 +433,15 @@ def replication_commands(guest: Guest) -> list[Command]:
     return commands
 
 
-def capabilities(role: Role, return_path: bool) -> Command:
+def capabilities(role: Role, return_path: bool, multifd: bool) -> Command:
     """Migration capabilities of one side. ``return_path``: required with x-colo on 11.x, fatal for it up to 10.2."""
-    wanted = {"events": True, "x-colo": True, "return-path": return_path, "pause-before-switchover": role == "primary"}
+    wanted = {
+        "events": True,
+        "x-colo": True,
+        "return-path": return_path,
+        "pause-before-switchover": role == "primary",
+        "multifd": multifd,
+    }
     return (
         "migrate-set-capabilities",
         {"capabilities": [{"capability": name, "state": state} for name, state in wanted.items()]},
@@ -450,5 +454,46 @@ def parameters(guest: Guest, role: Role) -> Command:
     The credentials are named, or taken back, each time: a QEMU that took over has those of a standby from its earlier life.
     """
     tls = {"tls-creds": tls_credentials(role) if guest.tls else ""}
-    primary = {"x-checkpoint-delay": guest.tuning.checkpoint_delay_ms, "max-bandwidth": 10 * 1024**3}
-    return ("migrate-set-parameters", {**(primary if role == "primary" else {}), **tls})
+    channels = {MULTIFD_CHANNELS: guest.tuning.multifd_channels} if guest.tuning.multifd_channels else {}
+    return (
+        "migrate-set-parameters",
+        {CHECKPOINT_DELAY: guest.tuning.checkpoint_delay_ms, "max-bandwidth": 10 * 1024**3, **channels, **tls},
+    )
+
+
+# --- what can be tuned ------------------------------------------------------------------------------------------
+
+# A setting has the name of a migration parameter, or OBJECT.PROPERTY.
+CHECKPOINT_DELAY = "x-checkpoint-delay"
+MULTIFD_CHANNELS = "multifd-channels"
+COMPARE_PROPERTIES = ("compare_timeout", "expired_scan_cycle", "max_queue_size")
+
+
+def _compare_settings(guest: Guest) -> dict[str, int]:
+    tuning = guest.tuning
+    return dict(
+        zip(COMPARE_PROPERTIES, (tuning.compare_timeout_ms, tuning.expired_scan_cycle_ms, tuning.max_queue_size))
+    )
+
+
+def live_settings(guest: Guest) -> dict[str, int]:
+    """What the definition wants of a primary that is protected, as far as QEMU takes it while it is."""
+    compare = {
+        f"{primary_filters(nic)[0]}.{name}": value
+        for nic in range(len(guest.nics))
+        for name, value in _compare_settings(guest).items()
+    }
+    return {CHECKPOINT_DELAY: guest.tuning.checkpoint_delay_ms, **compare}
+
+
+def fixed_settings(guest: Guest) -> dict[str, int]:
+    """What the definition wants and a protection has from its beginning to its end, on both sides."""
+    return {MULTIFD_CHANNELS: guest.tuning.multifd_channels}
+
+
+def set_command(setting: str, value: int) -> Command:
+    """Change one live setting. A new checkpoint delay begins with a checkpoint at once."""
+    owner, _dot, name = setting.rpartition(".")
+    if not owner:
+        return ("migrate-set-parameters", {name: value})
+    return ("qom-set", {"path": f"/objects/{owner}", "property": name, "value": value})

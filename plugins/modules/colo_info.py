@@ -94,7 +94,8 @@ guests:
       type: dict
     qemu:
       description:
-        - What QEMU answered. Version, run state, migration, COLO mode, block nodes, jobs with progress in bytes, filters, links.
+        - What QEMU answered. Version, run state, migration, COLO mode, block nodes, jobs with progress in bytes, filters, links,
+          and the C(settings) that can be tuned.
         - C(encrypted) says whether its connections to the other host are.
         - Null when there is no process or no answer. RV(guests.trouble) then says why.
       returned: success
@@ -112,6 +113,20 @@ guests:
         - The keeper's figures since the last entry into COLO. C(count), C(last_age_ms), C(last_pause_ms), C(p50_pause_ms), C(p99_pause_ms), C(rate_hz).
       returned: success
       type: dict
+    waiting:
+      description:
+        - What the definition wants that a running protection cannot be given, as old and new value. The guest gets it when it is protected the next time.
+      returned: success
+      type: list
+      elements: str
+      sample: ["multifd-channels: 0 -> 2"]
+    resync:
+      description:
+        - By job, C(done_bytes), C(of_bytes), C(bytes_per_s) and C(left_s) of the copy of each disk to a standby, as the keeper sees it, also while
+          another module waits for it. There is no time left (null) while nothing moves.
+      returned: success
+      type: dict
+      sample: {"resync0": {"done_bytes": 33554432, "of_bytes": 67108864, "bytes_per_s": 8388608, "left_s": 4.0}}
     sample:
       description:
         - What was seen within O(sample_s). C(seconds), the number (C(count)) and pauses (C(pauses_ms)) of checkpoints, and the

@@ -16,6 +16,7 @@ description:
   - A running guest is protected without being stopped. Disks and memory are copied while it runs, and it pauses only for the switchover.
   - Every migration state is taken from QEMU's events and held against the legal order. A migration that completes instead of
     entering COLO (QEMU 10.0.0 to 10.0.6 and 10.1.0 to 10.1.2) is recognised and rolled back.
+  - A guest that is in lock step already gets the tuning of its definition without losing its protection, as far as QEMU takes it.
   - Every wait has a deadline. A run that fails takes back what it has built, and the guest goes on alone.
 extends_documentation_fragment:
   - lockstep.colo.guests
@@ -118,6 +119,13 @@ guests:
       type: list
       elements: str
       sample: [setup, active, pre-switchover, device, colo]
+    tuning:
+      description:
+        - The settings of a guest in lock step that were changed, C(before) and C(after), as QEMU says. In check mode, after is what would be.
+        - A migration parameter has its own name, a property is named with its object in front.
+      returned: when a setting was changed
+      type: dict
+      sample: {"before": {"comp0.compare_timeout": 3000}, "after": {"comp0.compare_timeout": 1000}}
     finished:
       description: Whether the wish is fulfilled. It is V(false) when the copy of the disks goes on longer than O(patience_s).
       returned: success

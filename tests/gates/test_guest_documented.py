@@ -54,7 +54,20 @@ def test_knobs_have_their_defaults_and_ranges() -> None:
     told = {
         key: ([int(number) for number in re.findall(r"[0-9]+", default)], [int(end) for end in span.split(" to ")])
         for key, (_unit, default, span, _meaning) in _sections()["tuning"].items()
+        if key != "profile"
     }
     defaults = {key: [value] for key, value in dataclasses.asdict(_guest.Tuning()).items()}
     defaults["settle_ms"] = [_guest.default_settle_ms(accelerator) for accelerator in ("kvm", "tcg")]
     assert told == {key: (defaults[key], list(_guest._TUNING_RANGES[key])) for key in defaults}
+
+
+@pytest.mark.fast
+def test_profiles_set_what_is_told() -> None:
+    assert set(_sections()["tuning"]) == set(_guest._TUNING_KEYS)
+    rows = _sections()["profiles"]
+    defaults = dataclasses.asdict(_guest.Tuning())
+    names = ("latency", "balanced", "throughput")
+    assert set(names) == set(_guest.PROFILES)
+    assert set(rows) == {key for knobs in _guest.PROFILES.values() for key in knobs}
+    for key, told in rows.items():
+        assert [int(cell) for cell in told] == [{**defaults, **_guest.PROFILES[name]}[key] for name in names]

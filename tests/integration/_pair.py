@@ -209,6 +209,13 @@ class Host:
         for argv in (["ip", "tuntap", "add", "dev", self.tap, "mode", "tap"], ["ip", "link", "set", self.tap, "up"]):
             subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
 
+    def tune(self, **knobs: int) -> None:
+        """Write another tuning into the definition, as site.yml does."""
+        self.definition["tuning"] |= knobs
+        path = pathlib.Path(self.guest.definition_file)
+        path.write_text(json.dumps(self.definition))
+        self.guest = _guest.load(str(path))
+
     def end(self) -> None:
         self.units.power_off()
         subprocess.run(["ip", "link", "delete", self.tap], check=True, stdin=subprocess.DEVNULL)

@@ -9,7 +9,7 @@ import concurrent.futures
 import errno
 import signal
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _pair
+from ansible_collections.lockstep.colo.plugins.module_utils import _pair, _plan
 from ansible_collections.lockstep.colo.tests.integration._pair import (
     DEADLINE_S,
     NAME,
@@ -121,6 +121,44 @@ def test_a_primary_whose_disk_fails_is_moved_to_the_whole_copy(pair: Pair) -> No
     assert beta.holds(0x43)
     pair.site()
     pair.assert_protected(beta)
+
+
+def test_tuning_is_changed_without_losing_protection(pair: Pair) -> None:
+    """What QEMU says is held against the definition; both QEMUs, their session and the records stay."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    processes, records = (alpha.process.pid, beta.process.pid), (alpha.record, beta.record)
+    wanted = {"checkpoint_delay_ms": 300, "compare_timeout_ms": 400, "expired_scan_cycle_ms": 60, "max_queue_size": 99}
+    for host in (alpha, beta):
+        host.tune(**wanted, multifd_channels=2)
+    result = alpha.migrate("primary", "protected")
+    assert (result["changed"], result["standing"]) == (True, {"before": "primary", "after": "primary"})
+    assert len(result["actions"]) == len(wanted)
+    assert sorted(result["tuning"]["after"].values()) == sorted(wanted.values())
+    assert result["tuning"]["after"].items() <= alpha.qemu().settings.items()
+    again = alpha.migrate("primary", "protected")
+    assert (again["changed"], again["actions"]) == (False, [])
+    assert _plan.waiting(alpha.guest, alpha.look()) == ["multifd-channels: 0 -> 2"]
+    assert processes == (alpha.process.pid, beta.process.pid)
+    assert records == (alpha.record, beta.record)
+    pair.assert_protected(alpha)
+
+
+def test_memory_goes_over_channels_of_its_own(pair: Pair) -> None:
+    """A standby that was made for an earlier definition is made anew, and the session has the channels of the new one."""
+    alpha, beta = pair.alpha, pair.beta
+    alpha.serve()
+    beta.stand_by(1)
+    first = beta.process.pid
+    for host in (alpha, beta):
+        host.tune(multifd_channels=2)
+    pair.site()
+    assert beta.process.pid != first
+    assert alpha.qemu().settings["multifd-channels"] == beta.qemu().settings["multifd-channels"] == 2
+    assert _plan.waiting(alpha.guest, alpha.look()) == []
+    alpha.units.power_off()
+    assert pair.failover(confirmed="alpha") is beta
+    assert beta.is_clean()
 
 
 def test_switchover(pair: Pair) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _features, _generation, _guest, _states
+from ansible_collections.lockstep.colo.plugins.module_utils import _features, _generation, _guest, _states, _topology
 
 LINKS = {"alpha": "192.0.2.1", "beta": "192.0.2.2"}
 
@@ -83,6 +83,11 @@ def keeper(
     }
 
 
+def settings() -> dict[str, int]:
+    """What a QEMU has that was protected by the definition of ``guest()``."""
+    return {**_topology.fixed_settings(guest()), **_topology.live_settings(guest())}
+
+
 def qemu(**more: t.Any) -> _states.Qemu:
     """A QEMU whose guest runs alone, with no trace of COLO."""
     values: dict[str, t.Any] = {
@@ -97,6 +102,7 @@ def qemu(**more: t.Any) -> _states.Qemu:
         "objects": {},
         "chardevs": {"monitor-modules": True, "monitor-keeper": True, "monitor-operator": False, "console0": True},
         "exports": frozenset(),
+        "settings": settings(),
     }
     return _states.Qemu(**{**values, **more})
 

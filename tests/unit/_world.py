@@ -317,6 +317,7 @@ class World:
                     **{name: self._connected(machine, data) for name, data in machine.chardevs.items()},
                 },
                 exports=frozenset(machine.exports),
+                settings={**_topology.fixed_settings(host.guest), **_topology.live_settings(host.guest)},
             ),
         )
 

@@ -234,6 +234,7 @@ class Keeper:
             "event_counts": dict(qemu.counts),
             "flags": qemu.flags,
             "checkpoints": qemu.checkpoints.figures(time.monotonic()),
+            "resync": qemu.resync.figures(),
             "migration": {"status": qemu.migration, "since": qemu.migration_since},
             "heartbeat": self._heartbeat.state(),
             "record": record and record.to_dict(),

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writes what the collection's modules returned, one JSON object per line: figures for programs that run a playbook.
 
-The file is named by LOCKSTEP_RESULTS. The last line has the playbook's counts (`stats`).
+The file is named by LOCKSTEP_RESULTS. Other tasks have a line, too, that says how often their module ran and when; the last
+line has the playbook's counts (`stats`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ author:
 
 
 class CallbackModule(CallbackBase):
-    """One line per result of a colo_* module, and one for the recap."""
+    """One line per result of a task, with what it told where the module is ours, and one for the recap."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "notification"
@@ -50,6 +51,10 @@ class CallbackModule(CallbackBase):
         """A module failed."""
         self._result(result, "failed")
 
+    def v2_runner_on_skipped(self, result: t.Any) -> None:
+        """Nothing was done."""
+        self._result(result, "skipped")
+
     def v2_runner_on_unreachable(self, result: t.Any) -> None:
         """A host did not answer."""
         self._result(result, "unreachable")
@@ -60,15 +65,19 @@ class CallbackModule(CallbackBase):
 
     def _result(self, result: t.Any, outcome: str) -> None:
         module = result.task.action.rsplit(".", maxsplit=1)[-1]
-        if not module.startswith("colo_"):
-            return
         host = result.host.get_name()
         began = self.began.get((host, result.task._uuid), 0.0)
-        known = {
-            key: value for key, value in result.result.items() if key in ("changed", "guests", "msg", "error_code")
-        }
-        what = {"module": module, "role": result.task.args.get("role"), "host": host, "outcome": outcome}
-        self._write({**what, "began": began, "ended": time.time(), **known})
+        times = {"began": began, "ended": time.time()}
+        # a loop runs its module once for each item
+        items = result.result.get("results") if result.task.loop is not None else None
+        runs = 1 if items is None else sum(not item.get("skipped") for item in items)
+        what = {"module": module, "host": host, "outcome": outcome}
+        line = {"task": result.task.get_name(), **what, **times, "runs": 0 if outcome == "skipped" else runs}
+        if module.startswith("colo_"):
+            told = ("changed", "guests", "msg", "error_code")
+            line |= {key: value for key, value in result.result.items() if key in told}
+            line["role"] = result.task.args.get("role")
+        self._write(line)
 
     def _write(self, line: dict[str, t.Any]) -> None:
         path = os.environ.get("LOCKSTEP_RESULTS")

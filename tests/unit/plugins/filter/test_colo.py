@@ -13,6 +13,7 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.lockstep.colo.plugins.filter import colo
 from ansible_collections.lockstep.colo.plugins.module_utils import _generation as g
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import MIB
 from ansible_collections.lockstep.colo.tests.unit import _make
 
 Json = dict[str, t.Any]
@@ -286,8 +287,13 @@ def test_the_table_tells_what_is_and_what_to_do() -> None:
                 "primary",
                 _make.PRIMARY,
                 proven=True,
-                checkpoints={"last_pause_ms": 47.2, "rate_hz": 0.98},
-                qemu={"version": "11.1.3", "jobs": {"resync0": {"offset": 5 * 2**20, "length": 64 * 2**20}}},
+                checkpoints={"p50_pause_ms": 47.2, "p99_pause_ms": 80.6, "rate_hz": 0.98},
+                qemu={"version": "11.1.3"},
+                resync={
+                    "resync0": {"done_bytes": 5 * MIB, "of_bytes": 64 * MIB, "bytes_per_s": 6 * MIB, "left_s": 9.8},
+                    "resync1": {"done_bytes": 5 * MIB, "of_bytes": 64 * MIB, "bytes_per_s": 0, "left_s": None},
+                },
+                waiting=["multifd-channels: 0 -> 2"],
                 ports={"migration": 9000},
             )
         }
@@ -297,21 +303,34 @@ def test_the_table_tells_what_is_and_what_to_do() -> None:
     assert lines[0].startswith("web1: unknown; alpha serves; generation 2; ")
     assert lines[1].startswith("  to do: beta does not answer")
     assert "copy protected/2" in lines[2]
-    assert "checkpoint pause 47 ms rate 0.98/s" in lines[2]
+    assert "checkpoints 0.98/s pause p50 47 p99 81 ms" in lines[2]
     assert "QEMU 11.1.3  ports 9000+" in lines[2]
-    assert lines[3] == "    resync0: 5 of 64 MiB"
-    assert "unreachable" in lines[4]
-    assert "copy -/-" in lines[4]
+    assert lines[3:6] == [
+        "    resync0: 5 of 64 MiB, 6.0 MiB/s, 10 s left",
+        "    resync1: 5 of 64 MiB, 0.0 MiB/s, it stands still",
+        "    from its next protection on: multifd-channels: 0 -> 2",
+    ]
+    assert "unreachable" in lines[6]
+    assert "copy -/-" in lines[6]
+
+
+def test_what_waits_for_the_next_protection_is_told_by_guest() -> None:
+    hostvars = {
+        "alpha": {"seen": _info("primary", _make.PRIMARY, waiting=["multifd-channels: 0 -> 2"])},
+        "beta": {"seen": _info("secondary", SECONDARY, waiting=[])},
+    }
+    assert FILTERS["waiting"](GUESTS, hostvars, "seen") == ["web1: multifd-channels: 0 -> 2"]
+    assert FILTERS["waiting"](GUESTS, {}, "seen") == []
 
 
 @pytest.mark.parametrize("standing", ["alone", "orphaned", "stopped", "standby"])
 def test_the_table_tells_checkpoints_of_this_session_only(standing: str) -> None:
     """The keeper remembers the last session's figures; a guest that is alone has no checkpoints."""
-    seen = _info(standing, _make.LEFT, checkpoints={"last_pause_ms": 47.2, "rate_hz": 0.98})
+    seen = _info(standing, _make.LEFT, checkpoints={"p50_pause_ms": 47.2, "p99_pause_ms": 80.6, "rate_hz": 0.98})
     hostvars = {"alpha": {"seen": seen}}
     lines = FILTERS["status_table"](FILTERS["verdicts"](GUESTS, hostvars, "seen"), GUESTS, hostvars, "seen")
     row = next(line for line in lines if line.startswith("  alpha "))
-    assert "checkpoint pause - rate - " in row
+    assert "checkpoints - pause -  " in row
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_return_path_is_what_this_qemu_needs(stage: Stage, role: _topology.Role,
         _observe, "live_features", lambda _monitor: t.cast("t.Any", type("F", (), {"return_path": return_path}))
     )
     step = Step("capabilities", "capabilities", {"role": role})
-    command, arguments = _topology.capabilities(role, return_path == "requires")
+    command, arguments = _topology.capabilities(role, return_path == "requires", multifd=False)
     stage.run(step, script=[Call(command, arguments)])
     state = {entry["capability"]: entry["state"] for entry in arguments["capabilities"]}
     assert state["return-path"] is (return_path == "requires")

@@ -20,6 +20,7 @@ DEFINITION: dict[str, t.Any] = {
     "cpu": "qemu64,+avx",
     "link_security": "tls",
     "nics": [{"model": "virtio-net-pci"}],
+    "tuning": {"multifd_channels": 0},
 }
 
 
@@ -176,7 +177,8 @@ def test_releases_nobody_tried_are_refused_unless_accepted(version: tuple[int, i
 def test_old_releases_work_with_pc_and_kvm_only() -> None:
     for machine in ("q35", "pc-q35-11.1"):
         assert codes((10, 0, 13), machine=machine, accelerator="tcg") == ["machine_broken", "accelerator_broken"]
-    assert codes((11, 1, 3), machine="q35", accelerator="tcg") == []
+    assert codes((10, 2, 0), tuning={"multifd_channels": 2}) == ["multifd_broken"]
+    assert codes((11, 1, 3), machine="q35", accelerator="tcg", tuning={"multifd_channels": 2}) == []
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,7 @@ def test_tap_names_fit_the_kernel(guest: str, nic: str, tap: str | None) -> None
         ({"web1": _make.wish(boot={"append": "x"})}, "colo_guests.web1.boot.kernel", "bad_input"),
         ({"web1": _make.wish(boot={"kernel": "/k", "append": "a\nb"})}, "colo_guests.web1.boot.append", "bad_input"),
         ({"web1": _make.wish(boot={"kernel": "/k", "initrd": "i"})}, "colo_guests.web1.boot.initrd", "bad_input"),
+        ({"web1": _make.wish(tuning={"profile": "fast"})}, "colo_guests.web1.tuning.profile", "bad_input"),
         ({"web1": _make.wish(tuning={"checkpoint_delay": 5})}, "colo_guests.web1.tuning.checkpoint_delay", "bad_input"),
         (
             {"web1": _make.wish(tuning={"checkpoint_delay_ms": 99})},
@@ -316,6 +317,21 @@ def _all_shaped(found: dict[str, t.Any]) -> None:
     for key in ("memory_mib", "vcpus", "port_base"):
         assert _whole(found[key])
     assert all(_whole(value) for value in found["tuning"].values())
+
+
+@pytest.mark.parametrize("profile", sorted(_guest.PROFILES))
+def test_a_profile_sets_its_knobs_and_a_single_knob_overrides_it(profile: str) -> None:
+    found = _make.definition(tuning={"profile": profile})["tuning"]
+    plain = _make.definition()["tuning"]
+    assert found == {**plain, **_guest.PROFILES[profile]}
+    own = _make.definition(tuning={"profile": profile, "checkpoint_delay_ms": 777})["tuning"]
+    assert own == {**found, "checkpoint_delay_ms": 777}
+
+
+def test_the_default_profile_is_the_defaults() -> None:
+    defaults = dataclasses.asdict(_guest.Tuning())
+    assert {**defaults, **_guest.PROFILES[_guest.DEFAULT_PROFILE]} == defaults
+    assert len({tuple(sorted(knobs.items())) for knobs in _guest.PROFILES.values()}) == len(_guest.PROFILES)
 
 
 FULL = _make.wish(

@@ -617,11 +617,36 @@ def test_what_is_half_built_with_another_link_security_is_not_gone_on_with() -> 
         (1, {"objects": {}}),
         (1, {"chardevs": {"red0-0": False}}),
         (1, {"chardevs": {"red0-0": False, "red1-0": True}}),
+        (1, {"settings": {**_make.settings(), "multifd-channels": 2}}),
     ],
 )
 def test_any_other_standby_is_made_anew(generation: int, lacking: dict[str, t.Any]) -> None:
     steps = _plan.standby(GUEST, _make.seen(_whole_standby(**lacking), _make.SYNCING), generation)
     assert [step.title for step in steps] == [*STOP, *_fill(generation)]
+
+
+def test_a_primary_in_lock_step_gets_what_differs_and_nothing_else() -> None:
+    qemu = dataclasses.replace(
+        t.cast("_states.Qemu", SIGHTS["primary"].qemu), settings={**_make.settings(), "comp0.max_queue_size": 17}
+    )
+    seen = dataclasses.replace(SIGHTS["primary"], qemu=qemu)
+    wanted = _make.settings()["comp0.max_queue_size"]
+    steps = _plan.protect(GUEST, seen, _make.FEATURES, 60)
+    assert [step.title for step in steps] == [f"comp0.max_queue_size: 17 -> {wanted}", "checkpoints go on"]
+    assert _plan.tuned(steps) == {"comp0.max_queue_size": wanted}
+
+
+@pytest.mark.parametrize(
+    ("sight", "told"), [("primary", ["multifd-channels: 3 -> 0"]), ("secondary", []), ("alone", [])]
+)
+def test_only_a_running_protection_makes_a_setting_wait(sight: str, told: list[str]) -> None:
+    qemu = t.cast("_states.Qemu", SIGHTS[sight].qemu)
+    seen = dataclasses.replace(
+        SIGHTS[sight], qemu=dataclasses.replace(qemu, settings={**qemu.settings, "multifd-channels": 3})
+    )
+    assert _plan.waiting(GUEST, seen) == told
+    assert _plan.waiting(GUEST, SIGHTS[sight]) == []
+    assert _plan.waiting(GUEST, SIGHTS["stopped"]) == []
 
 
 def test_a_silent_standby_can_be_removed_and_a_silent_server_not() -> None:

@@ -242,3 +242,37 @@ def test_figures_of_anything(history: list[tuple[bool, float, float]]) -> None:
         (checkpoints.stop if stop else checkpoints.resume)(at, now)
     figures: dict[str, t.Any] = checkpoints.figures(1e9)
     assert figures["count"] <= len(history)
+
+
+def _job(offset: int, name: str = "resync0", **more: t.Any) -> dict[str, t.Any]:
+    return {"device": name, "offset": offset, "len": 1000, "status": "running", **more}
+
+
+def test_a_resync_has_a_rate_and_time_left() -> None:
+    resync = _rules.Resync()
+    assert resync.figures() == {}
+    resync.look(100.0, [_job(0)])
+    assert resync.figures()["resync0"] == {"done_bytes": 0, "of_bytes": 1000, "bytes_per_s": 0, "left_s": None}
+    resync.look(102.0, [_job(200), _job(0, "resync1")])
+    resync.look(104.0, [_job(400), _job(0, "resync1")])
+    assert resync.figures() == {
+        "resync0": {"done_bytes": 400, "of_bytes": 1000, "bytes_per_s": 100, "left_s": 6.0},
+        "resync1": {"done_bytes": 0, "of_bytes": 1000, "bytes_per_s": 0, "left_s": None},
+    }
+
+
+def test_the_rate_of_a_resync_is_that_of_the_last_seconds() -> None:
+    resync = _rules.Resync()
+    for second in range(30):
+        resync.look(float(second), [_job(10 * min(second, 15))])
+    assert resync.figures()["resync0"]["left_s"] is None
+    resync.look(30.0, [_job(250)])
+    assert resync.figures()["resync0"]["bytes_per_s"] == 10
+
+
+@pytest.mark.parametrize("jobs", [[], [_job(1000, ready=True)]])
+def test_a_resync_that_has_caught_up_is_over(jobs: list[dict[str, t.Any]]) -> None:
+    resync = _rules.Resync()
+    resync.look(1.0, [_job(10)])
+    resync.look(2.0, jobs)
+    assert resync.figures() == {}

@@ -165,6 +165,31 @@ def test_only_cards_that_have_a_rewriter_get_their_filters_before_it() -> None:
     }
 
 
+def test_every_live_setting_can_be_set_where_it_was_made() -> None:
+    made = {
+        f"{arguments['id']}.{name}": arguments[name]
+        for command, arguments in _topology.primary_filter_commands(ALPHA, ())
+        if arguments["qom-type"] == "colo-compare"
+        for name in _topology.COMPARE_PROPERTIES
+    }
+    parameters = _topology.parameters(ALPHA)[1]
+    wanted = _topology.live_settings(ALPHA)
+    assert wanted == {**made, "x-checkpoint-delay": parameters["x-checkpoint-delay"]}
+    assert _topology.set_command("x-checkpoint-delay", 7) == ("migrate-set-parameters", {"x-checkpoint-delay": 7})
+    assert _topology.set_command("comp1.max_queue_size", 7) == (
+        "qom-set",
+        {"path": "/objects/comp1", "property": "max_queue_size", "value": 7},
+    )
+
+
+@pytest.mark.parametrize("channels", [0, 4])
+def test_both_sides_have_the_same_channels(channels: int) -> None:
+    raw = _make.definition(tuning={"multifd_channels": channels})
+    guest = _guest.from_definition(raw)
+    assert _topology.parameters(guest)[1].get("multifd-channels", 0) == channels
+    assert _topology.fixed_settings(guest) == {"multifd-channels": channels}
+
+
 def test_devices_that_are_known_to_break_lock_step_are_not_there() -> None:
     for role in t.get_args(_topology.Role):
         argv = _topology.qemu_argv(ALPHA, role)

@@ -23,6 +23,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _observe,
     _qmp,
     _store,
+    _topology,
 )
 from ansible_collections.lockstep.colo.plugins.modules import (
     colo_backup,
@@ -120,9 +121,12 @@ class Qemu:
 
     def __init__(self, answers: Json | None = None, **state: t.Any) -> None:
         self.nodes = ["parent0", "colo-disk0"]
-        self.objects = {"rew0": "filter-rewriter"}
         self.state = {"runstate": "running", "migration": "none", "colo": "none", **state}
         self.answers = answers or {}
+        self.objects = {"rew0": "filter-rewriter"}
+        wanted = _topology.live_settings(_make.guest())
+        self.delay_ms = wanted.pop("x-checkpoint-delay")
+        self.compare = {name.removeprefix("comp0."): value for name, value in wanted.items()}
 
     def __call__(self, command: str, arguments: Json) -> tuple[list[Json], t.Any]:
         if command in self.answers:
@@ -167,6 +171,25 @@ class Qemu:
 
     def query_block_exports(self, _arguments: Json) -> list[Json]:
         return []
+
+    def query_migrate_parameters(self, _arguments: Json) -> Json:
+        return {"x-checkpoint-delay": self.delay_ms, "multifd-channels": 2}
+
+    def query_migrate_capabilities(self, _arguments: Json) -> list[Json]:
+        return [{"capability": "multifd", "state": False}]
+
+    def qom_get(self, arguments: Json) -> int:
+        assert arguments["path"] == "/objects/comp0"
+        return self.compare[arguments["property"]]
+
+    def qom_set(self, arguments: Json) -> Json:
+        assert arguments["path"] == "/objects/comp0"
+        self.compare[arguments["property"]] = arguments["value"]
+        return {}
+
+    def migrate_set_parameters(self, arguments: Json) -> Json:
+        self.delay_ms = arguments["x-checkpoint-delay"]
+        return {}
 
     def announce_self(self, _arguments: Json) -> Json:
         return {}
@@ -263,7 +286,80 @@ def test_a_name_is_no_path(host: Host, name: str) -> None:
     assert error["details"]["variable"] == "name"
 
 
+def test_the_keepers_figures_of_a_resync_are_told_also_when_the_monitor_is_busy(host: Host) -> None:
+    guest = host.deploy("web1", _generation.started_alone)
+    figures = {"resync0": {"done_bytes": 20, "of_bytes": 100, "bytes_per_s": 8, "left_s": 10.0}}
+    host.runs(guest, _make.keeper(resync=figures))
+    with _serve(guest, Qemu(), greet=False):
+        found = host.module(colo_info)["guests"]["web1"]
+    assert found["resync"] == figures
+    assert "resync" not in found["keeper"]
+
+
 # --- colo_migrate -----------------------------------------------------------------------------------------------
+
+
+def _protected(host: Host) -> tuple[_guest.Guest, Qemu]:
+    """A primary in lock step whose QEMU has what the definition wants."""
+    guest = host.deploy("web1", _generation.started_alone, lambda record: _generation.enter_protection(record, "alpha"))
+    host.runs(guest)
+    qemu = Qemu(colo="primary", migration="colo")
+    qemu.objects = {"comp0": "colo-compare"}
+    return guest, qemu
+
+
+def test_tuning_is_changed_in_lock_step_and_the_second_run_changes_nothing(host: Host) -> None:
+    guest, qemu = _protected(host)
+    qemu.delay_ms, qemu.compare["compare_timeout"] = 20000, 3000
+    settings = ("x-checkpoint-delay", "comp0.compare_timeout")
+    wanted = {name: _topology.live_settings(guest)[name] for name in settings}
+    wish: Json = {"name": ["web1"], "role": "primary", "state": "protected"}
+    before, record = (qemu.delay_ms, dict(qemu.compare)), _record(guest)
+    with _serve(guest, qemu) as server:
+        would = host.module(colo_migrate, check=True, **wish)
+        assert (qemu.delay_ms, qemu.compare) == before
+        assert would["changed"]
+        did = host.module(colo_migrate, **wish)
+        again = host.module(colo_migrate, **wish)
+    assert did["guests"]["web1"]["actions"] == would["guests"]["web1"]["actions"]
+    for result in (would, did):
+        assert result["guests"]["web1"]["tuning"] == {
+            "before": {"x-checkpoint-delay": 20000, "comp0.compare_timeout": 3000},
+            "after": wanted,
+        }
+        assert "web1: x-checkpoint-delay: 20000\n" in result["diff"]["before"]
+        assert f"web1: x-checkpoint-delay: {wanted['x-checkpoint-delay']}\n" in result["diff"]["after"]
+    assert did["changed"]
+    assert did["guests"]["web1"]["standing"] == {"before": "primary", "after": "primary"}
+    assert (again["changed"], again["guests"]["web1"]["actions"]) == (False, [])
+    assert "tuning" not in again["guests"]["web1"]
+    assert _record(guest) == record
+    changing = [command for command, _a, _o in server.calls if command in ("migrate-set-parameters", "qom-set")]
+    assert len(changing) == 2
+    assert host.yanked == []
+
+
+def test_a_setting_that_is_refused_does_not_end_protection(host: Host) -> None:
+    guest, qemu = _protected(host)
+    qemu.compare["max_queue_size"] = 17
+    qemu.answers["qom-set"] = Refuse("Property is read-only")
+    record = _record(guest)
+    with _serve(guest, qemu) as server:
+        result = host.module(colo_migrate, name=["web1"], role="primary", state="protected")
+    assert result["error_code"] == "qmp_refused"
+    assert "rolled_back" not in result["details"]
+    assert _record(guest) == record
+    assert host.yanked == []
+    assert "x-colo-lost-heartbeat" not in [command for command, _a, _o in server.calls]
+
+
+def test_what_a_protection_keeps_is_told(host: Host) -> None:
+    guest, qemu = _protected(host)
+    qemu.answers["query-migrate-capabilities"] = [{"capability": "multifd", "state": True}]
+    with _serve(guest, qemu):
+        found = host.module(colo_info)["guests"]["web1"]
+    assert found["qemu"]["settings"]["multifd-channels"] == 2
+    assert found["waiting"] == [f"multifd-channels: 2 -> {guest.tuning.multifd_channels}"]
 
 
 def _record(guest: _guest.Guest) -> bytes:

@@ -177,6 +177,7 @@ def definition(directory: pathlib.Path, binary: str) -> dict[str, t.Any]:
         "port_base": 9000,
         "disks": [{"name": "root", "size_bytes": 1024, "source": None, "source_format": "raw"}],
         "nics": [{"name": "lan", "bridge": "br0", "tap": "web1-lan", "model": "virtio-net-pci"}],
+        "tuning": {"multifd_channels": 0},
         "boot": None,
         "paths": {"config": f"{directory}/etc", "state": f"{directory}/state", "run": f"{directory}/run"},
     }
