@@ -172,7 +172,7 @@ def test_every_live_setting_can_be_set_where_it_was_made() -> None:
         if arguments["qom-type"] == "colo-compare"
         for name in _topology.COMPARE_PROPERTIES
     }
-    parameters = _topology.parameters(ALPHA)[1]
+    parameters = _topology.parameters(ALPHA, "primary")[1]
     wanted = _topology.live_settings(ALPHA)
     assert wanted == {**made, "x-checkpoint-delay": parameters["x-checkpoint-delay"]}
     assert _topology.set_command("x-checkpoint-delay", 7) == ("migrate-set-parameters", {"x-checkpoint-delay": 7})
@@ -186,7 +186,8 @@ def test_every_live_setting_can_be_set_where_it_was_made() -> None:
 def test_both_sides_have_the_same_channels(channels: int) -> None:
     raw = _make.definition(tuning={"multifd_channels": channels})
     guest = _guest.from_definition(raw)
-    assert _topology.parameters(guest)[1].get("multifd-channels", 0) == channels
+    for role in _topology.ROLES:
+        assert _topology.parameters(guest, role)[1].get("multifd-channels", 0) == channels
     assert _topology.fixed_settings(guest) == {"multifd-channels": channels}
 
 
