@@ -69,7 +69,9 @@ def _qmp(command: str, arguments: t.Mapping[str, t.Any] | None = None, timeout_s
 
 
 def _all(commands: t.Iterable[_topology.Command]) -> list[Step]:
-    return [_qmp(command, arguments) for command, arguments in commands]
+    # A server of QEMU 10.0 makes Diffie-Hellman parameters of its own, which takes seconds; it is a standby, and nobody waits for it
+    slow = {"tls-creds-psk": 60.0}
+    return [_qmp(command, arguments, slow.get(arguments.get("qom-type", ""), 5.0)) for command, arguments in commands]
 
 
 def _capabilities(role: _topology.Role) -> Step:
