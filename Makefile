@@ -49,7 +49,7 @@ test: bootstrap ## everything; takes the lab up and away itself (LAB_KEEP=1 leav
 
 .PHONY: check
 check: bootstrap ## the fast part: linters, types, units
-	$(PYTEST) -m fast tests/unit tests/lab tests/gates
+	$(PYTEST) -n 2 --dist worksteal -m fast tests/gates tests/unit tests/lab  # two at once, the long ones first
 
 .PHONY: unit
 unit: bootstrap ## unit tests only
