@@ -364,7 +364,7 @@ def _device_refusals(found: Features, definition: t.Mapping[str, t.Any], guest: 
                 f"QEMU {found.version_text} has no CPU model {cpu}: see qemu-system-x86_64 -cpu help",
             )
         )
-    channels = definition["tuning"]["multifd_channels"]
+    channels = definition["tuning"].get("multifd_channels", 0)  # a definition of an earlier release has none
     if channels and old:
         problems.append(
             Problem(
