@@ -275,7 +275,7 @@ def _let_go(guest: Guest, seen: Observation, fenced_by: str | None = None) -> li
     for disk in disks:
         steps += [
             _qmp("blockdev-del", {"node-name": name})
-            for name in (_topology.replication_node(disk), _topology.nbd_node(disk))
+            for name in (_topology.replication_node(disk), _topology.watch_node(disk), _topology.nbd_node(disk))
             if name in qemu.nodes
         ]
     steps += _objects_gone(qemu, [_topology.tls_credentials(role) for role in _topology.ROLES])

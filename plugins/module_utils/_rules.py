@@ -40,6 +40,9 @@ COLO = "colo"
 #: QEMU's reason of a SHUTDOWN that the guest asked for (qapi/run-state.json, ShutdownCause)
 POWERED_OFF = "guest-shutdown"
 
+#: the block nodes of a serving side through which the standby's disk is written (``_topology``)
+TO_STANDBY = ("replication", "watch", "nbd")
+
 #: QEMU has no guest that could run, or does not run it yet: no event of a session can have been missed
 NOT_YET_RUN = ("prelaunch", "inmigrate")
 
@@ -95,9 +98,11 @@ def interpret(name: str, data: Json, *, role: str, migration: str | None) -> Mea
         return _reset(data, migration, role)
     if name == "SHUTDOWN":
         return _shutdown(data, role)
-    if name == "QUORUM_REPORT_BAD":
-        return _report_bad(data, role)
-    if name in ("BLOCK_IO_ERROR", "QUORUM_FAILURE"):
+    if name == "QUORUM_REPORT_BAD" and str(data.get("node-name")).startswith(TO_STANDBY):
+        return _replication_failed(data, role)
+    if name == "QUORUM_FAILURE" and str(data.get("reference")).startswith(TO_STANDBY):
+        return _replication_failed(data, role)
+    if name in ("BLOCK_IO_ERROR", "QUORUM_FAILURE", "QUORUM_REPORT_BAD"):
         # On a standby a full overlay ends so; the next checkpoint empties the overlay and mends it (werror=report).
         return Meaning(flags={"io_error": {"event": name, **data}}, actions=(Action.TELL_PEER,))
     return NOTHING
@@ -146,10 +151,7 @@ def _reset(data: Json, migration: str | None, role: str) -> Meaning:
     return Meaning(flags={"reset": data}, clear=("shutdown",), actions=running, reason="guest reset")
 
 
-def _report_bad(data: Json, role: str) -> Meaning:
-    node = str(data.get("node-name", ""))
-    if not node.startswith("replication"):
-        return Meaning(flags={"io_error": {"event": "QUORUM_REPORT_BAD", **data}}, actions=(Action.TELL_PEER,))
+def _replication_failed(data: Json, role: str) -> Meaning:
     if role == "standby":
         # The replication node of a primary, on a host whose record says standby: somebody is promoting; not ours.
         return NOTHING

@@ -187,7 +187,7 @@ def leftovers(seen: Observation) -> bool:
     qemu = seen.qemu
     return (
         bool(qemu.jobs)
-        or any(node.startswith(("nbd", "replication")) for node in qemu.nodes)
+        or any(node.startswith(("nbd", "watch", "replication")) for node in qemu.nodes)
         or any(
             kind in ("filter-mirror", "filter-redirector", "colo-compare", "tls-creds-psk")
             for kind in qemu.objects.values()

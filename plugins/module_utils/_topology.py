@@ -56,8 +56,13 @@ def nbd_node(disk: int) -> str:
     return f"nbd{disk}"
 
 
+def watch_node(disk: int) -> str:
+    """A quorum of one over the NBD client: it tells a failed write, which the replication node above it keeps to itself."""
+    return f"watch{disk}"
+
+
 def replication_node(disk: int) -> str:
-    """The primary's replication node over the NBD client."""
+    """The primary's replication node over the watched NBD client."""
     return f"replication{disk}"
 
 
@@ -418,16 +423,22 @@ def replication_commands(guest: Guest) -> list[Command]:
     """Put the standby's disk under the quorum, once its copy is equal and the mirror has ended."""
     commands: list[Command] = []
     for disk in range(len(guest.disks)):
+        watch = {
+            "driver": "quorum",
+            "node-name": watch_node(disk),
+            "vote-threshold": 1,
+            "read-pattern": "fifo",
+            "children": [nbd_node(disk)],
+        }
+        replication = {
+            "driver": "replication",
+            "node-name": replication_node(disk),
+            "mode": "primary",
+            "file": watch_node(disk),
+        }
         commands += [
-            (
-                "blockdev-add",
-                {
-                    "driver": "replication",
-                    "node-name": replication_node(disk),
-                    "mode": "primary",
-                    "file": nbd_node(disk),
-                },
-            ),
+            ("blockdev-add", watch),
+            ("blockdev-add", replication),
             ("x-blockdev-change", {"parent": quorum_node(disk), "node": replication_node(disk)}),
         ]
     return commands

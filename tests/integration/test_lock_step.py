@@ -105,6 +105,20 @@ def test_a_standby_whose_overlay_fails_is_made_anew(pair: Pair) -> None:
     assert alpha.holds(0x44)
 
 
+def test_a_standby_whose_disk_fails_is_never_promoted(pair: Pair) -> None:
+    """The replication driver of the primary keeps such an error to itself; the quorum below it does not."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    break_disk(beta, "parent0")
+    alpha.write(0x45)
+    wait_for("the standby's copy is stale", lambda: beta.record.stale)
+    judged = pair.judged
+    assert (judged.verdict, judged.rebuild) == ("degraded", True)
+    alpha.units.power_off()
+    with refused("copy_not_startable"):
+        pair.failover(confirmed="alpha")
+
+
 def test_a_primary_whose_disk_fails_is_moved_to_the_whole_copy(pair: Pair) -> None:
     """QEMU tells its guest nothing as long as the standby's disk is written; reading comes from the broken one."""
     alpha, beta = pair.alpha, pair.beta

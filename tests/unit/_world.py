@@ -543,7 +543,8 @@ class World:
                 raise FailedError("no NBD server")
             machine.connected = standby.connected = True
         else:
-            assert arguments["file"] in machine.nodes
+            below = arguments["children"] if arguments["driver"] == "quorum" else [arguments["file"]]
+            assert machine.nodes.issuperset(below)
             assert not machine.jobs, "the mirror still writes to it"
         _add(machine.nodes, arguments["node-name"])
 
@@ -643,9 +644,10 @@ class World:
         machine = self._machine(host)
         self._freed(host, machine)
         name = arguments["node-name"]
-        number = name.removeprefix("nbd").removeprefix("replication")
-        if name.startswith("nbd"):
-            assert f"replication{number}" not in machine.nodes, f"{name} is used"
+        number = name.removeprefix("nbd").removeprefix("watch").removeprefix("replication")
+        above = {"nbd": "watch", "watch": "replication"}.get(name.removesuffix(number))
+        if above is not None:
+            assert f"{above}{number}" not in machine.nodes, f"{name} is used"
             assert f"resync{number}" not in machine.jobs, f"{name} is used"
         else:
             assert f"colo-disk{number}" not in machine.replicated, f"{name} is used"

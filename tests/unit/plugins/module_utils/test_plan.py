@@ -89,6 +89,7 @@ PROTECT = [
     "the standby has the RAM; the guest is paused",
     "block-job-cancel resync0",
     "the mirrors have ended",
+    "blockdev-add watch0",
     "blockdev-add replication0",
     "x-blockdev-change",
     "the packet channels are still connected",
@@ -404,7 +405,7 @@ def _built(nics: int = 1, disks: int = 1, **more: t.Any) -> _states.Qemu:
         chardevs.update(dict.fromkeys(_topology.primary_chardevs(nic), True))
     objects["tls-client"] = "tls-creds-psk"
     for disk in range(disks):
-        nodes |= {f"parent{disk}", f"colo-disk{disk}", f"nbd{disk}", f"replication{disk}"}
+        nodes |= {f"parent{disk}", f"colo-disk{disk}", f"nbd{disk}", f"watch{disk}", f"replication{disk}"}
     values: dict[str, t.Any] = {
         "migration": "colo",
         "colo_mode": "primary",
@@ -434,6 +435,7 @@ def test_the_whole_way_out_of_protection_in_the_measured_order() -> None:
         "chardev-remove out0c",
         "chardev-remove out0",
         "blockdev-del replication0",
+        "blockdev-del watch0",
         "blockdev-del nbd0",
         "object-del tls-client",
         *RUNS,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _generation as g
-from ansible_collections.lockstep.colo.plugins.module_utils import _rules
+from ansible_collections.lockstep.colo.plugins.module_utils import _rules, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._rules import Action
 
 PRIMARY = g.enter_protection(g.started_alone(g.new_record("web1", "alpha", "beta")), "alpha")
@@ -41,12 +41,28 @@ def test_a_session_begins_with_setup_and_forgets_the_last_one_but_not_a_power_of
     assert not entered.clear, "what went wrong between setup and colo is not forgotten"
 
 
-def test_replication_failure_is_for_the_serving_side_to_tell() -> None:
-    data = {"node-name": "replication0", "type": "flush"}
-    seen = meaning("QUORUM_REPORT_BAD", data)
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("QUORUM_REPORT_BAD", {"node-name": "replication0", "type": "flush"}),
+        ("QUORUM_REPORT_BAD", {"node-name": "nbd0", "type": "write"}),
+        ("QUORUM_FAILURE", {"reference": "watch0"}),
+    ],
+)
+def test_replication_failure_is_for_the_serving_side_to_tell(name: str, data: _rules.Json) -> None:
+    seen = meaning(name, data)
     assert seen.flags == {"replication_failed": data}
     assert seen.actions == (Action.TELL_PEER,)
-    assert meaning("QUORUM_REPORT_BAD", data, "standby") == _rules.NOTHING
+    assert meaning(name, data, "standby") == _rules.NOTHING
+
+
+def test_the_nodes_to_the_standby_are_those_of_the_topology() -> None:
+    nodes = (_topology.nbd_node(0), _topology.watch_node(0), _topology.replication_node(0))
+    assert sorted(node.removesuffix("0") for node in nodes) == sorted(_rules.TO_STANDBY)
+    assert not any(node.startswith(_rules.TO_STANDBY) for node in (_topology.parent_node(0), _topology.quorum_node(0)))
+
+
+def test_an_error_of_the_own_disk() -> None:
     assert set(meaning("QUORUM_REPORT_BAD", {"node-name": "childs0"}, "standby").flags) == {"io_error"}
     assert set(meaning("QUORUM_REPORT_BAD", {"node-name": "parent0"}).flags) == {"io_error"}
 

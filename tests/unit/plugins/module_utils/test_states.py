@@ -84,6 +84,7 @@ def test_nobody_is_heard_without_a_keeper() -> None:
     [
         {"jobs": {"resync0": _make.JOB}},
         {"nodes": frozenset({"parent0", "nbd0"})},
+        {"nodes": frozenset({"parent0", "watch0"})},
         {"nodes": frozenset({"parent0", "replication0"})},
         {"objects": {"m0": "filter-mirror"}},
         {"objects": {"f1-0": "filter-redirector"}},

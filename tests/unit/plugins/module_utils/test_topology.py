@@ -271,8 +271,11 @@ def test_what_the_primary_writes_goes_into_the_image_that_the_standby_exports() 
 
 def test_replication_takes_the_mirrors_target() -> None:
     targets = [args["target"] for _command, args in _topology.resync_commands(ALPHA)]
-    added = [args["file"] for command, args in _topology.replication_commands(ALPHA) if command == "blockdev-add"]
-    assert targets == added == ["nbd0", "nbd1"]
+    added = [args for command, args in _topology.replication_commands(ALPHA) if command == "blockdev-add"]
+    watched = {args["node-name"]: args["children"] for args in added if args["driver"] == "quorum"}
+    written = [watched[args["file"]] for args in added if args["driver"] == "replication"]
+    assert targets == ["nbd0", "nbd1"]
+    assert written == [["nbd0"], ["nbd1"]]
     assert all(args["sync"] == "full" for _command, args in _topology.resync_commands(ALPHA))
 
 
