@@ -61,6 +61,7 @@ class Qemu:
         self.migration_since: str | None = None
         self.migration_events = 0
         self.flags: dict[str, Json | None] = dict.fromkeys(_rules.FLAGS)
+        self.session_at: float | None = None  # QEMU's clock
         self.events: collections.deque[Json] = collections.deque(maxlen=EVENTS_KEPT)
         self.counts: collections.Counter[str] = collections.Counter()
         self.checkpoints = _rules.Checkpoints()
@@ -200,6 +201,9 @@ class Monitor:
 
     def _on_event(self, name: str, data: Json, at: float) -> None:
         qemu = self.qemu
+        if _rules.is_late(name, at, qemu.session_at):
+            log("info", "event of the session before", event=name, data=data)
+            return
         meaning = _rules.interpret(name, data, role=self._role(), migration=qemu.migration)
         qemu.counts[name] += 1
         if meaning.checkpoint == "stop":
@@ -212,6 +216,7 @@ class Monitor:
         if meaning.runstate:
             qemu.runstate = meaning.runstate
         if meaning.new_session:
+            qemu.session_at = at
             qemu.checkpoints = _rules.Checkpoints()
         qemu.flags.update(dict.fromkeys(meaning.clear))
         for flag, seen in meaning.flags.items():

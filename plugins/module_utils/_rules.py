@@ -81,6 +81,20 @@ def in_session(migration: str | None) -> bool:
     return migration == COLO or migration in BUILDING
 
 
+#: Events that QEMU tells once a second at most (``monitor_qapi_event_conf`` in its monitor/monitor.c): what happens within that
+#: second is told at its end, with the time at which it happened.
+THROTTLED = ("QUORUM_REPORT_BAD", "QUORUM_FAILURE", "BLOCK_IO_ERROR")
+THROTTLED_S = 1.0
+
+
+def is_late(name: str, at: float, session_at: float | None) -> bool:
+    """Whether the event, which happened *at*, tells of what was before the session that began at *session_at*.
+
+    Both by QEMU's clock. No later than throttling makes it: a clock that was set back hides no error for long.
+    """
+    return name in THROTTLED and session_at is not None and 0 < session_at - at <= 2 * THROTTLED_S
+
+
 def interpret(name: str, data: Json, *, role: str, migration: str | None) -> Meaning:
     """Say what event *name* with *data* means to a keeper whose record says *role* while *migration* is the status.
 

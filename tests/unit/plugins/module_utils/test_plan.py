@@ -469,7 +469,7 @@ def test_two_of_each_are_all_taken_out() -> None:
     commands = _commands(steps)
     assert [commands.count(name) for name in ("x-blockdev-change", "blockdev-del", "object-del", "chardev-remove")] == [
         2,
-        4,
+        6,
         11,
         12,
     ]

@@ -56,6 +56,23 @@ def test_replication_failure_is_for_the_serving_side_to_tell(name: str, data: _r
     assert meaning(name, data, "standby") == _rules.NOTHING
 
 
+@pytest.mark.parametrize(
+    ("name", "at", "late"),
+    [
+        ("QUORUM_REPORT_BAD", 99.4, True),
+        ("QUORUM_FAILURE", 99.4, True),
+        ("QUORUM_REPORT_BAD", 100.0, False),
+        ("QUORUM_REPORT_BAD", 100.7, False),
+        # no throttling: somebody has set the clock back
+        ("QUORUM_REPORT_BAD", 40.0, False),
+        ("COLO_EXIT", 99.4, False),
+    ],
+)
+def test_an_error_of_the_session_before_is_not_held_against_this_one(name: str, at: float, late: bool) -> None:
+    assert _rules.is_late(name, at, 100.0) == late
+    assert not _rules.is_late(name, at, None)
+
+
 def test_the_nodes_to_the_standby_are_those_of_the_topology() -> None:
     nodes = (_topology.nbd_node(0), _topology.watch_node(0), _topology.replication_node(0))
     assert sorted(node.removesuffix("0") for node in nodes) == sorted(_rules.TO_STANDBY)
