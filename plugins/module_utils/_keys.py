@@ -12,7 +12,7 @@ import typing as t
 
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import InputError
 
-Found = t.Mapping[str, t.Mapping[str, str | None]]  # host -> guest -> fingerprint, None where there is no key
+Found = t.Mapping[str, t.Mapping[str, "str | None"]]  # host -> guest -> fingerprint, None where there is no key
 
 
 def plan(

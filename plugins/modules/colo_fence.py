@@ -188,9 +188,7 @@ def fence(module: AnsibleModule) -> dict[str, t.Any]:
     module.params["methods"] = [method.title for method in chosen]
     place = module.params["run_on"]
     chosen = [method for method in chosen if place is None or method.run_on == place]
-    fencer = _fencer.Fencer(
-        host, module.params["place"], module.params["guests"], lambda program: module.get_bin_path(program)
-    )
+    fencer = _fencer.Fencer(host, module.params["place"], module.params["guests"], module.get_bin_path)
     if module.params["state"] == "ready":
         problems = [
             {

@@ -15,7 +15,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._errors import Input
 from ansible_collections.lockstep.colo.tests.unit import _make
 
 HOSTS = ("alpha", "beta")
-Keys = dict[str, str | None]
+Keys = dict[str, "str | None"]
 
 
 def _run(keys: Keys, renew: bool = False, killed: bool = False, in_run: t.Sequence[str] = HOSTS) -> Keys:
@@ -44,7 +44,8 @@ def test_both_hosts_end_with_the_same_key(before: tuple[str | None, str | None],
         keys = _run(keys, renew, killed=True)
         renew = False
     after = _run(keys, renew)
-    assert after["alpha"] == after["beta"] is not None
+    assert after["alpha"] is not None
+    assert after["alpha"] == after["beta"]
     assert _run(after) == after
     if not renew and not killed and before[0]:
         assert after["alpha"] == before[0], "the first host's key counts"
