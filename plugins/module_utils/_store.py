@@ -28,7 +28,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 
 LOCK_TIMEOUT_S = 5.0
 _LOCK_RETRY_S = 0.02
-_MODE = 0o640
+_MODE = 0o600
 _MAX_BYTES = 64 * 1024  # a record has about 500
 
 

@@ -51,7 +51,7 @@ def test_life_on_disk(guest: _guest.Guest) -> None:
     assert (before, after.generation) == (made, 1)
     assert _store.read(guest) == after
     assert sorted(os.listdir(guest.paths.state)) == ["record.json", "record.lock"]
-    assert pathlib.Path(guest.record_file).stat().st_mode & 0o777 == 0o640
+    assert pathlib.Path(guest.record_file).stat().st_mode & 0o777 == 0o600
 
 
 def test_unchanged_is_not_written(guest: _guest.Guest) -> None:
@@ -174,7 +174,7 @@ def test_root_leaves_files_that_the_keeper_can_use(guest: _guest.Guest) -> None:
     os.chown(guest.record_file, 1234, 4321)
     _store.update(guest, g.started_alone)
     seen = os.stat(guest.record_file)
-    assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (1234, 4321, 0o640)
+    assert (seen.st_uid, seen.st_gid, seen.st_mode & 0o777) == (1234, 4321, 0o600)
 
 
 def _restart_often(directory: str) -> None:
