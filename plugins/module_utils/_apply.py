@@ -15,6 +15,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import time
 import typing as t
 
@@ -132,6 +133,7 @@ class Applier:
             "wait_keeper": self._wait_keeper,
             "wait_runstate": self._wait_runstate,
             "wait_settled": self._wait_settled,
+            "forget_translations": self._forget_translations,
             "wait_powered_off": self._wait_powered_off,
             "wait_heartbeat": self._wait_heartbeat,
             "wait_peer_waits": self._wait_peer_waits,
@@ -234,6 +236,28 @@ class Applier:
     def _wait_settled(self, step: Step, deadline: float) -> None:
         end = time.monotonic() + float(step.arguments["seconds"])
         self._wait(step, deadline, lambda: time.monotonic() >= end, lambda: None)
+
+    def _forget_translations(self, step: Step, deadline: float) -> None:
+        """Any change of the memory map makes TCG forget all it knows of it; QMP has none, so a register is changed and put back."""
+        word, port = _topology.shadow_register(self.guest)
+        # the guest may be paused between its own two accesses
+        latched = self._port("i /w", _topology.PCI_ADDRESS_PORT)
+        self._port("o /w", _topology.PCI_ADDRESS_PORT, word)
+        value = self._port("i /b", port)
+        self._port("o /b", port, value ^ 0x10)
+        self._port("o /b", port, value)
+        self._port("o /w", _topology.PCI_ADDRESS_PORT, latched)
+
+    def _port(self, access: str, port: int, *value: int) -> int:
+        """Read or write an I/O port of the guest's machine by the human monitor; returns what was read, or written."""
+        line = " ".join([access, *(f"{number:#x}" for number in (port, *value))])
+        answer = str(self.monitor.execute("human-monitor-command", {"command-line": line}))
+        if value:
+            return value[0]
+        found = re.search(r"= (0x[0-9a-f]+)", answer)
+        if found is None:
+            raise QmpError("qmp_refused", f"QEMU does not read an I/O port: {answer.strip()}", command=line)
+        return int(found.group(1), 16)
 
     def _wait_powered_off(self, step: Step, deadline: float) -> None:
         def off() -> bool:

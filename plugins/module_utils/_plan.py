@@ -33,6 +33,7 @@ Operation = t.Literal[
     "wait_keeper",
     "wait_runstate",
     "wait_settled",
+    "forget_translations",
     "wait_powered_off",
     "wait_heartbeat",
     "wait_peer_waits",
@@ -395,6 +396,17 @@ def _proof(guest: Guest) -> Step:
     return Step("wait_checkpoints", "checkpoints go on", {"count": 2}, timeout_s=10 + 4 * delay_s, changes=False)
 
 
+def _forget_translations() -> Step:
+    """Let TCG forget which pages it may write without saying so; for a guest that is paused at the switchover.
+
+    QEMU's ``physical_memory_sync_dirty_bitmap`` (migration/ram.c of 11.1, cpu_physical_memory_sync_dirty_bitmap before) clears the
+    marks of pages that are still to be sent, and tells TCG so only if it finds a page that was not. What an idle guest writes to such
+    pages from the switchover to the first checkpoint is then not marked and never sent: the standby keeps old timers or packet
+    buffers, and crashes later. With no translation of an address left, the first write to each page is marked again.
+    """
+    return Step("forget_translations", "TCG forgets which pages may be written unseen")
+
+
 def _protect_forward(
     guest: Guest, seen: Observation, features: Features | None, timeout_s: float, patience_s: float, resumed: bool
 ) -> list[Step]:
@@ -434,6 +446,7 @@ def _protect_forward(
             changes=False,
         ),
         # --- the guest is paused from here ...
+        *([_forget_translations()] if guest.accelerator == "tcg" else []),
         *[_qmp("block-job-cancel", {"device": job}) for job in resyncs],
         # a mirror that ends with an error has left the standby without the last writes
         Step("wait_jobs_gone", "the mirrors have ended", {"jobs": resyncs, "well": True}, changes=False),

@@ -472,6 +472,21 @@ def parameters(guest: Guest, role: Role) -> Command:
     )
 
 
+# --- TCG --------------------------------------------------------------------------------------------------------
+
+PCI_ADDRESS_PORT = 0xCF8
+
+
+def shadow_register(guest: Guest) -> tuple[int, int]:
+    """A register that maps memory, and whose value no running system needs: PAM1 of the host bridge (video BIOS shadow).
+
+    The word for the PCI address port, and the port at which the register's byte then is.
+    """
+    if guest.machine.startswith(("q35", "pc-q35")):
+        return 0x80000090, 0xCFD
+    return 0x80000058, 0xCFE
+
+
 # --- what can be tuned ------------------------------------------------------------------------------------------
 
 # A setting has the name of a migration parameter, or OBJECT.PROPERTY.

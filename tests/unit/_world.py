@@ -409,6 +409,11 @@ class World:
         assert self._machine(host).runstate == "running", f"{host.name} lets a guest boot that does not run"
         assert arguments["seconds"] > 0
 
+    def _forget_translations(self, host: Host, arguments: Json) -> None:
+        machine = self._machine(host)
+        self._freed(host, machine)
+        assert machine.migration == "pre-switchover", "what a running guest does next, TCG learns anew"
+
     def _wait_packets(self, host: Host, arguments: Json) -> None:
         machine = self._machine(host)
         assert arguments["taps"] == [nic.tap for nic in host.guest.nics]

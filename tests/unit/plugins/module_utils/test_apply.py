@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -112,6 +113,32 @@ def test_what_was_done_is_told_in_order_and_what_only_waits_is_not(stage: Stage)
     assert applier.actions == ["stop", "cont"]
     assert applier.changed
     assert set(applier.timings_ms) == {"stop", "a wait_links", "cont"}
+
+
+def _port(access: str, answer: str = "") -> Call:
+    return Call("human-monitor-command", {"command-line": access}, answer=answer)
+
+
+@pytest.mark.parametrize(
+    ("machine", "word", "port"), [("pc", "0x80000058", "0xcfe"), ("pc-q35-11.1", "0x80000090", "0xcfd")]
+)
+def test_the_memory_map_is_changed_and_put_back(stage: Stage, machine: str, word: str, port: str) -> None:
+    stage.guest = dataclasses.replace(stage.guest, machine=machine)
+    script = [
+        _port("i /w 0xcf8", "portl[0x0cf8] = 0x8000003c\r\n"),
+        _port(f"o /w 0xcf8 {word}"),
+        _port(f"i /b {port}", f"portb[{port}] = 0x31\r\n"),
+        _port(f"o /b {port} 0x21"),
+        _port(f"o /b {port} 0x31"),
+        _port("o /w 0xcf8 0x8000003c"),
+    ]
+    stage.run(Step("forget_translations", "forget"), script=script)
+
+
+def test_a_port_that_cannot_be_read_is_not_written(stage: Stage) -> None:
+    script = [_port("i /w 0xcf8", "invalid char 'x' in expression\r\n")]
+    error = stage.fails(Step("forget_translations", "forget"), script=script, code="qmp_refused")
+    assert "invalid char" in error.message
 
 
 def test_a_run_that_only_waits_has_changed_nothing(stage: Stage) -> None:

@@ -87,6 +87,7 @@ PROTECT = [
     "migrate-set-parameters",
     "migrate",
     "the standby has the RAM; the guest is paused",
+    "TCG forgets which pages may be written unseen",
     "block-job-cancel resync0",
     "the mirrors have ended",
     "blockdev-add watch0",
