@@ -24,6 +24,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.lockstep.colo.plugins.module_utils import (
+    _apply,
     _generation,
     _guest,
     _guests,
@@ -405,8 +406,9 @@ class Hooked(list[_plan.Step]):
         super().__init__(steps)
         self._hook = hook
 
-    def __iter__(self) -> c.Iterator[_plan.Step]:
-        for number, step in enumerate(super().__iter__()):
+    def disturbed(self) -> c.Iterator[_plan.Step]:
+        """The steps as they are carried out; who only looks at the plan disturbs nothing."""
+        for number, step in enumerate(self):
             self._hook(number, step)
             yield step
 
@@ -427,8 +429,13 @@ def refused(*codes: str) -> c.Iterator[list[ColoError]]:
 
 def plan_of(function: str, hook: c.Callable[[int, _plan.Step], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the plans that ``_plan.FUNCTION`` makes be disturbed by ``hook``."""
-    original = getattr(_plan, function)
+    original, run = getattr(_plan, function), _apply.Applier.run
+
+    def carry_out(applier: _apply.Applier, steps: t.Any) -> None:
+        run(applier, steps.disturbed() if isinstance(steps, Hooked) else steps)
+
     monkeypatch.setattr(_plan, function, lambda *args: Hooked(original(*args), hook))
+    monkeypatch.setattr(_apply.Applier, "run", carry_out)
 
 
 def at(title: str, action: c.Callable[[], object]) -> c.Callable[[int, _plan.Step], None]:
