@@ -49,7 +49,7 @@ def started_ticks(pid: int) -> int | None:
 class Qemu:
     """All that is known about one QEMU process."""
 
-    def __init__(self, process: tuple[int, int | None] | None = None) -> None:
+    def __init__(self, process: tuple[int, int] | None = None) -> None:
         self.process = process
         self.connected = False
         self.since: str | None = None
@@ -134,7 +134,11 @@ class Monitor:
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.get_running_loop().sock_connect(channel, self._guest.keeper_qmp_socket)
                 pid = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-                self._first = self._is_new((pid, started_ticks(pid)))
+                ticks = started_ticks(pid)
+                if ticks is None:
+                    # the kernel had taken the connection for a process that has ended by now
+                    raise ConnectionRefusedError(f"process {pid} has ended")
+                self._first = self._is_new((pid, ticks))
                 await client.connect(channel)
         except BaseException as exc:
             channel.close()
@@ -147,7 +151,7 @@ class Monitor:
         self.qemu.connected, self.qemu.since = True, now_iso()
         log("info", "QEMU connected", pid=pid, first=self._first)
 
-    def _is_new(self, process: tuple[int, int | None]) -> bool:
+    def _is_new(self, process: tuple[int, int]) -> bool:
         if process != self.qemu.process:
             self.qemu = Qemu(process)
             return True

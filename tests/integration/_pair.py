@@ -432,7 +432,8 @@ def plan_of(function: str, hook: c.Callable[[int, _plan.Step], None], monkeypatc
     original, run = getattr(_plan, function), _apply.Applier.run
 
     def carry_out(applier: _apply.Applier, steps: t.Any) -> None:
-        run(applier, steps.disturbed() if isinstance(steps, Hooked) else steps)
+        disturbed: t.Any = steps.disturbed() if isinstance(steps, Hooked) else steps
+        run(applier, disturbed)
 
     monkeypatch.setattr(_plan, function, lambda *args: Hooked(original(*args), hook))
     monkeypatch.setattr(_apply.Applier, "run", carry_out)

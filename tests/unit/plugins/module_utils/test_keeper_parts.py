@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import pathlib
 import socket
 import threading
@@ -17,7 +18,7 @@ import typing as t
 import pytest
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _generation as g
-from ansible_collections.lockstep.colo.plugins.module_utils import _guest, _store
+from ansible_collections.lockstep.colo.plugins.module_utils import _guest, _keeper_monitor, _store
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_base import Lane
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
@@ -68,6 +69,36 @@ def test_a_failing_call_frees_the_lane() -> None:
         await lane.run(lambda: asyncio.sleep(0), 1.0)
 
     asyncio.run(scenario())
+
+
+# --- the monitor ------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_to_a_process_that_has_ended_is_none(standby: _guest.Guest) -> None:
+    """The kernel accepts for a listener as long as anybody holds it; a QEMU that was killed may still seem to answer."""
+    pathlib.Path(standby.paths.run).mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(standby.keeper_qmp_socket)
+        pid = os.fork()
+        if pid == 0:
+            listener.listen(4)  # who calls this is who the kernel names
+            os._exit(0)
+        ticks = _keeper_monitor.started_ticks(pid)
+        assert ticks is not None
+        os.waitpid(pid, 0)
+        told: list[Action] = []
+        monitor = _keeper_monitor.Monitor(standby, lambda: "serving", lambda action, _reason: told.append(action))
+        monitor.qemu = _keeper_monitor.Qemu((pid, ticks))
+
+        async def scenario() -> None:
+            running = asyncio.ensure_future(monitor.run())
+            async with asyncio.timeout(5):
+                while monitor.qemu.process is not None:  # noqa: ASYNC110 - the monitor announces nothing
+                    await asyncio.sleep(0.01)
+            running.cancel()
+
+        asyncio.run(scenario())
+        assert told == [Action.TELL_PEER]
 
 
 # --- the record writer ------------------------------------------------------------------------------------------
