@@ -46,10 +46,22 @@ def started_ticks(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])  # the command in parentheses may hold anything
 
 
+def is_alive(process: tuple[int, int | None]) -> bool:
+    """Whether that very process is still there. Not being allowed to signal it, or to see when it was started, is no sign of its end."""
+    pid, ticks = process
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it lives in a user namespace of its own
+    return started_ticks(pid) == ticks
+
+
 class Qemu:
     """All that is known about one QEMU process."""
 
-    def __init__(self, process: tuple[int, int] | None = None) -> None:
+    def __init__(self, process: tuple[int, int | None] | None = None) -> None:
         self.process = process
         self.connected = False
         self.since: str | None = None
@@ -134,11 +146,11 @@ class Monitor:
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.get_running_loop().sock_connect(channel, self._guest.keeper_qmp_socket)
                 pid = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-                ticks = started_ticks(pid)
-                if ticks is None:
+                process = (pid, started_ticks(pid))
+                if not is_alive(process):
                     # the kernel had taken the connection for a process that has ended by now
                     raise ConnectionRefusedError(f"process {pid} has ended")
-                self._first = self._is_new((pid, ticks))
+                self._first = self._is_new(process)
                 await client.connect(channel)
         except BaseException as exc:
             channel.close()
@@ -151,7 +163,7 @@ class Monitor:
         self.qemu.connected, self.qemu.since = True, now_iso()
         log("info", "QEMU connected", pid=pid, first=self._first)
 
-    def _is_new(self, process: tuple[int, int]) -> bool:
+    def _is_new(self, process: tuple[int, int | None]) -> bool:
         if process != self.qemu.process:
             self.qemu = Qemu(process)
             return True

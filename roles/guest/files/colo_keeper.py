@@ -159,7 +159,7 @@ class Keeper:
     async def _last_word(self) -> None:
         """systemd stops this keeper in the moment in which its QEMU has ended: the peer is told before."""
         process = self._monitor.qemu.process
-        if process is not None and _keeper_monitor.started_ticks(process[0]) == process[1]:
+        if process is not None and _keeper_monitor.is_alive(process):
             return  # QEMU lives; only the keeper is restarted
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD_S):
