@@ -144,6 +144,10 @@ class Keeper:
         await self._api.start()
         notify("READY=1")
         log("info", "keeper ready", guest=self._guest.name, host=self._guest.host)
+        # a connection that ends in the moment in which it is let go of has an error that nobody waits for
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, seen: log("warning", seen["message"], reason=repr(seen.get("exception")))
+        )
         ended = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
         async with asyncio.TaskGroup() as parts:
