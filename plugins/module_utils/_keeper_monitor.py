@@ -313,6 +313,7 @@ class Monitor:
     async def _end_switchover(self, waited_s: float) -> None:
         # Asked again right before: whoever continued in time must not be cancelled in `colo`. The modules continue
         # well within the limit or not at all, so the gap between question and command is not entered by them.
+        before = self.qemu.migration_events
         status = (await self._in_band("query-migrate")).get("status", "none")
         if _rules.may_cancel(status):
             # The guest goes on when the migration is cancelled, and with it a mirror: a peer that hangs would block both.
@@ -322,8 +323,10 @@ class Monitor:
             data = {"waited_ms": round(waited_s * 1000), "limit_ms": self._guest.tuning.switchover_limit_ms}
             self.qemu.flags["switchover_ended"] = {"time": time.time(), "data": data}
             log("warning", "switchover ended: it waited too long", **data)
+            before = self.qemu.migration_events
             status = (await self._in_band("query-migrate")).get("status", "none")
-        self.qemu.set_migration(status)
+        if self.qemu.migration_events == before:  # else an event that came meanwhile is newer than the answer
+            self.qemu.set_migration(status)
 
     # --- out of band
 
