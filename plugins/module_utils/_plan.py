@@ -402,7 +402,8 @@ def _forget_translations() -> Step:
     QEMU's ``physical_memory_sync_dirty_bitmap`` (migration/ram.c of 11.1, cpu_physical_memory_sync_dirty_bitmap before) clears the
     marks of pages that are still to be sent, and tells TCG so only if it finds a page that was not. What an idle guest writes to such
     pages from the switchover to the first checkpoint is then not marked and never sent, and the standby may keep old timers or packet
-    buffers. That is read from the source; how many of the standby's crashes it explains was not measured. With no translation of an address left, the first write to each page is marked again.
+    buffers. That is read from the source; how many of the standby's crashes it explains was not measured. With no translation of an address left,
+    the first write to each page is marked again.
     """
     return Step("forget_translations", "TCG forgets which pages may be written unseen")
 
