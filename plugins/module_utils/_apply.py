@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import re
+import socket
 import time
 import typing as t
 
@@ -78,6 +79,24 @@ def exclusive(guest: Guest) -> c.Iterator[None]:
         yield
 
 
+def cut_migration(guest: Guest, run_command: RunCommand) -> None:
+    """End this side's connections to where the peer's QEMU takes the migration, in the kernel.
+
+    The part of a yank that QEMU does not know of: a connection in its TLS handshake. A kernel that cannot do it
+    (CONFIG_INET_DIAG_DESTROY) leaves them until the peer's QEMU ends.
+    """
+    run_command(
+        [
+            "ss",
+            "--kill",
+            "--tcp",
+            "--numeric",
+            "dst",
+            _topology.socket_address(guest.peer_address, guest.port_migration),
+        ]
+    )
+
+
 class Applier:
     """Carries out steps on one guest. ``actions``, ``timings_ms`` and ``transitions`` tell what happened."""
 
@@ -122,6 +141,7 @@ class Applier:
         operations: dict[str, c.Callable[[Step, float], None]] = {
             "qmp": self._qmp,
             "capabilities": self._capabilities,
+            "migrate": self._migrate,
             "yank": self._yank,
             "overlays": self._overlays,
             "record": self._record,
@@ -210,7 +230,29 @@ class Applier:
         command, arguments = _topology.capabilities(step.arguments["role"], needed, multifd)
         self.monitor.execute(command, arguments)
 
+    def _migrate(self, step: Step, deadline: float) -> None:
+        """Over a connection of ours, which does not block.
+
+        On one of its own QEMU's main loop waits for the standby's side of the TLS handshake, however long that takes, and with it all
+        of the guest's I/O; no yank reaches it there (QEMU 11.1: a migration can be yanked from the end of the handshake on).
+        """
+        address, port = step.arguments["address"], step.arguments["port"]
+        try:
+            link = socket.create_connection((address, port), timeout=max(0.1, deadline - time.monotonic()))
+        except OSError as exc:
+            raise ColoError(
+                "migration_failed",
+                f"no connection to {self.guest.peer} ({address} port {port}: {exc}): does its QEMU wait for the guest, and does its firewall "
+                "admit this host?",
+                way=[],
+                reason=str(exc),
+            ) from exc
+        with link:
+            self.monitor.give("migration", link)
+            self.monitor.execute("migrate", {"uri": "fd:migration"})
+
     def _yank(self, step: Step, deadline: float) -> None:
+        cut_migration(self.guest, self.run_command)
         try:
             self._keeper.yank(step.arguments["instances"])
         except ColoError:

@@ -124,7 +124,7 @@ def converge(
     begin = time.monotonic()
     with _apply.exclusive(guest):
         if not module.check_mode:
-            free_main_loop(guest)
+            free_main_loop(guest, module.run_command)
         applier = _apply.Applier(guest, module.run_command)
         try:
             seen = _observe.observe(guest, module.run_command)
@@ -218,7 +218,7 @@ def _roll_back(
         # What failed may have left a main loop that waits for the peer, and too short a time ago to be called hung. Where the
         # keeper cannot help, the observation that follows says what is wrong.
         with contextlib.suppress(ColoError):
-            free_main_loop(guest, hung_ms=0)
+            free_main_loop(guest, module.run_command, hung_ms=0)
         applier.run(plan(_observe.observe(guest, module.run_command)))
     except ColoError as exc:
         return {"complete": False, "actions": applier.actions, "error": error_dict(exc)}
@@ -227,7 +227,7 @@ def _roll_back(
     return {"complete": True, "actions": applier.actions}
 
 
-def free_main_loop(guest: Guest, hung_ms: float | None = None) -> None:
+def free_main_loop(guest: Guest, run_command: _observe.RunCommand, hung_ms: float | None = None) -> None:
     """If QEMU has not answered its keeper for long, yank the peer out of band before anything is asked in band.
 
     Long is ``hung_ms``, or the time after which a peer counts as silent.
@@ -240,4 +240,5 @@ def free_main_loop(guest: Guest, hung_ms: float | None = None) -> None:
         return
     age_ms = state["qemu"].get("answer_age_ms")
     if age_ms is not None and age_ms > (guest.tuning.heartbeat_timeout_ms if hung_ms is None else hung_ms):
+        _apply.cut_migration(guest, run_command)
         KeeperClient(guest.keeper_socket, _observe.KEEPER_TIMEOUT_S).yank(_topology.yank_instances(guest))

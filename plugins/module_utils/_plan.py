@@ -22,6 +22,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._states import Obser
 Operation = t.Literal[
     "qmp",
     "capabilities",
+    "migrate",
     "yank",
     "overlays",
     "record",
@@ -438,7 +439,7 @@ def _protect_forward(
         ),
         _capabilities("primary"),
         *_all([_topology.parameters(guest, "primary")]),
-        _qmp("migrate", {"uri": _topology.migration_uri(guest.peer_address, guest.port_migration)}),
+        _migrate(guest),
         Step(
             "wait_migration",
             "the standby has the RAM; the guest is paused",
@@ -468,6 +469,13 @@ def _protect_forward(
         # --- ... to here
         _proof(guest),
     ]
+
+
+def _migrate(guest: Guest) -> Step:
+    if guest.tuning.multifd_channels:
+        # QEMU makes the further connections, and wants to make the first one, too
+        return _qmp("migrate", {"uri": _topology.migration_uri(guest.peer_address, guest.port_migration)})
+    return Step("migrate", "migrate", {"address": guest.peer_address, "port": guest.port_migration})
 
 
 def _client_credentials(guest: Guest, qemu: _states.Qemu, resumed: bool) -> list[Step]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import traceback
 import types
 import typing as t
@@ -125,6 +126,22 @@ class Monitor:
         except (QMPError, OSError, EOFError) as exc:
             self._abandon()
             raise QmpError("qmp_lost", f"QEMU went away during {command} ({exc})", command=command) from exc
+
+    def give(self, name: str, given: socket.socket) -> None:
+        """Hand a connected socket to QEMU, under a name. It is QEMU's then, and does not block.
+
+        Errors: those of :meth:`execute`.
+        """
+        if self._loop.is_closed():
+            raise QmpError("qmp_lost", "getfd: the monitor connection is closed", command="getfd")
+        try:
+            self._client.send_fd_scm(given.fileno())
+        except (QMPError, OSError) as exc:
+            self._abandon()
+            raise QmpError("qmp_lost", f"QEMU went away during getfd ({exc})", command="getfd") from exc
+        self.execute("getfd", {"fdname": name})
+        # after the answer: QEMU makes every socket that it is given a blocking one (io/channel-socket.c), and the flag is of both ends
+        given.setblocking(False)
 
     def next_event(self, timeout_s: float) -> Event | None:
         """The next event in order, or None when none came in ``timeout_s``. Raises ``qmp_lost`` when QEMU is gone."""

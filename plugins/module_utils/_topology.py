@@ -230,9 +230,14 @@ def _inet(host: str, port: int) -> dict[str, t.Any]:
     return {"type": "inet", "data": {"host": host, "port": str(port)}}
 
 
+def socket_address(host: str, port: int) -> str:
+    """An address with its port; an IPv6 address needs brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def migration_uri(host: str, port: int) -> str:
-    """The migration stream's address; an IPv6 address needs brackets."""
-    return f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+    """The migration stream's address."""
+    return f"tcp:{socket_address(host, port)}"
 
 
 def tls_commands(guest: Guest, role: Role) -> list[Command]:

@@ -107,7 +107,7 @@ class Server:
         # requests follow each other without line ends
         text = ""
         while part := client.recv(65536):
-            text += part.decode()
+            text = (text + part.decode()).lstrip()  # what a socket is handed over with is a blank
             while text:
                 try:
                     request, end = json.JSONDecoder().raw_decode(text)

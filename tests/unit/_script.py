@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import socket
 import typing as t
 
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import QmpError
@@ -81,6 +82,10 @@ class ScriptedMonitor:
         if isinstance(expected.answer, Exception):
             raise expected.answer
         return expected.answer
+
+    def give(self, name: str, given: socket.socket) -> None:
+        given.getpeername()
+        self.execute("getfd", {"fdname": name})
 
     def next_event(self, timeout_s: float) -> Event | None:
         assert not self.closed

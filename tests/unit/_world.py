@@ -590,7 +590,7 @@ class World:
         assert name is not None, "in the clear"
         assert machine.objects[name]["endpoint"] == endpoint
 
-    def qmp_migrate(self, host: Host, arguments: Json) -> None:
+    def _migrate(self, host: Host, arguments: Json) -> None:
         machine = self._machine(host)
         assert machine.role == "primary"
         assert machine.tls_creds in machine.objects

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pathlib
+import socket
 import time
 import typing as t
 
@@ -48,6 +49,22 @@ def test_a_command_and_its_answer(path: pathlib.Path) -> None:
         assert monitor.execute("query-status") == {"status": "running"}
         assert monitor.execute("object-del", {"id": "m0"}) == {}
     assert server.calls == [("query-status", {}, False), ("object-del", {"id": "m0"}, False)]
+
+
+def test_a_socket_that_is_given_away_does_not_block(path: pathlib.Path) -> None:
+    here, there = socket.socketpair()
+    with (
+        here,
+        there,
+        Server(path, _says({}, Refuse("no file descriptor supplied"))) as server,
+        Monitor(str(path)) as monitor,
+    ):
+        monitor.give("migration", here)
+        assert server.calls == [("getfd", {"fdname": "migration"}, False)]
+        assert not here.getblocking()
+        assert _code(lambda: monitor.give("migration", there)).error_code == "qmp_refused"
+        monitor.close()
+        assert _code(lambda: monitor.give("migration", there)).error_code == "qmp_lost"
 
 
 def test_out_of_band(path: pathlib.Path) -> None:

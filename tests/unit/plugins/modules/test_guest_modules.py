@@ -45,6 +45,7 @@ class Host:
         self.units: dict[str, str] = {}
         self.keepers: dict[str, Json | None] = {}
         self.yanked: list[str] = []
+        self.cut: list[str] = []
         self.packets = 0
         self._capsys = capsys
         patch.setattr(AnsibleModule, "run_command", lambda _module, argv: self._systemctl(argv))
@@ -57,6 +58,9 @@ class Host:
         patch.setattr(_apply, "Monitor", short)
 
     def _systemctl(self, argv: list[str]) -> tuple[int, str, str]:
+        if argv[0] == "ss":
+            self.cut.append(argv[-1])
+            return 0, "", ""
         assert argv[:2] == ["systemctl", "show"], f"nobody expects {argv}"
         state = self.units.get(argv[-1], "inactive")
         if "--value" in argv:
@@ -535,9 +539,10 @@ def test_a_main_loop_that_is_blocked_is_freed_before_anything_is_asked(host: Hos
         assert host.yanked == [], "a check changes nothing"
         host.module(colo_migrate, name=["web1"], role="primary", state="ready")
         assert host.yanked == [guest.keeper_socket]
+        assert host.cut == ["192.0.2.2:9000"]
         host.keepers["web1"] = _make.keeper(qemu={"connected": True, "answer_age_ms": 2999.0})
         host.module(colo_migrate, name=["web1"], role="primary", state="ready")
-    assert len(host.yanked) == 1, "one that answers is not cut off from its peer"
+    assert len(host.yanked) == len(host.cut) == 1, "one that answers is not cut off from its peer"
 
 
 @pytest.mark.parametrize(
