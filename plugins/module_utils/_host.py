@@ -272,6 +272,26 @@ def processor(tools: Tools) -> str:
     return ", ".join(words)
 
 
+def account(name: str) -> dict[str, t.Any] | None:
+    """A user with its groups, home and shell; ``None`` where there is none."""
+    try:
+        entry = pwd.getpwnam(name)
+        group = grp.getgrgid(entry.pw_gid).gr_name
+    except KeyError:
+        return None
+    groups = sorted(each.gr_name for each in grp.getgrall() if name in each.gr_mem)
+    return {"group": group, "groups": groups, "home": entry.pw_dir, "shell": entry.pw_shell}
+
+
+def has_group(name: str) -> bool:
+    """Whether this host has the group."""
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
+
+
 def _resident_bytes(proc: str, pid: int) -> int:
     fields = _read(f"{proc}/{pid}/statm").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0

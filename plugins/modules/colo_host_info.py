@@ -54,6 +54,11 @@ options:
     type: list
     elements: dict
     default: []
+  user:
+    description:
+      - The user that guests run as, or will.
+    type: str
+    default: colo
   bridges:
     description:
       - Bridges that are about to be made, by name, so that they may be missing.
@@ -145,6 +150,37 @@ host:
       returned: success
       type: str
       sample: vendor_id AuthenticAMD, cpu family 25, model 1
+    user:
+      description: The user of O(user), or V(none) where there is none.
+      returned: success
+      type: dict
+      contains:
+        group:
+          description: Its own group.
+          returned: success
+          type: str
+          sample: colo
+        groups:
+          description: The other groups that it is in.
+          returned: success
+          type: list
+          elements: str
+          sample: [kvm]
+        home:
+          description: Its home directory.
+          returned: success
+          type: str
+          sample: /var/lib/lockstep-colo
+        shell:
+          description: Its shell.
+          returned: success
+          type: str
+          sample: /usr/sbin/nologin
+    kvm_group:
+      description: Whether there is a group that may use KVM.
+      returned: success
+      type: bool
+      sample: true
     host_cpu_guests:
       description: Those of O(definitions) whose processor is the host's, so that both hosts need the same kind.
       returned: success
@@ -217,6 +253,8 @@ def examine(module: AnsibleModule) -> dict[str, t.Any]:
     host: dict[str, t.Any] = {
         "qemu": None if found is None else found.as_dict(),
         "processor": _host.processor(tools),
+        "user": _host.account(params["user"]),
+        "kvm_group": _host.has_group("kvm"),
         "host_cpu_guests": [each["name"] for each in definitions if _features.takes_host_cpu(each)],
     }
     problems: list[_features.Problem] = []
@@ -249,6 +287,7 @@ def main() -> None:
             "accept_untested": {"type": "bool", "default": False},
             "allow_restart": {"type": "bool", "default": False},
             "definitions": {"type": "list", "elements": "dict", "default": []},
+            "user": {"type": "str", "default": "colo"},
             "bridges": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

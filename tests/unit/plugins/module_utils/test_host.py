@@ -227,6 +227,15 @@ def test_the_kind_of_a_processor(proc: pathlib.Path) -> None:
     assert _host.processor(tools) == "vendor_id AuthenticAMD, cpu family 25, model 1"
 
 
+def test_a_user_as_the_host_has_it() -> None:
+    root = _host.account("root")
+    assert root is not None
+    assert (root["group"], root["home"]) == ("root", "/root")
+    assert _host.account("nobody-of-this-name") is None
+    assert _host.has_group("root")
+    assert not _host.has_group("no-group-of-this-name")
+
+
 def test_processes_and_listeners(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     paths = {"config": f"{tmp_path}/etc", "state": f"{tmp_path}/state/web2", "run": f"{tmp_path}/run/web2"}
     state = look(proc, definition(tmp_path), definition(tmp_path, name="web2", port_base=9032, paths=paths))
