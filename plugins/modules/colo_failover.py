@@ -87,6 +87,11 @@ guests:
       description: C(observe_ms), C(total_ms) and C(steps_ms) by step.
       returned: success
       type: dict
+    generation:
+      description: The generation of this host's copy afterwards, or null where there is no record.
+      returned: success
+      type: int
+      sample: 3
     transitions:
       description: The migration states QEMU reported while the module worked.
       returned: success

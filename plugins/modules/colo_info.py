@@ -73,7 +73,7 @@ guests:
       returned: success
       type: dict
     proven:
-      description: Whether the keeper saw a checkpoint within three delays and hears the peer.
+      description: Whether the keeper saw a checkpoint within three delays and a second, and hears the peer.
       returned: success
       type: bool
     peer_heard:
@@ -88,6 +88,11 @@ guests:
       description: What QEMU said when a write of the serving side failed on this host's own disk in this session, or null.
       returned: success
       type: str
+    changes:
+      description: What of the definition the running guest does not have, and gets by a restart only; one line each.
+      returned: when its QEMU runs
+      type: list
+      elements: str
     unit:
       description: State of the guest's systemd unit, its main process and the time since which it is active.
       returned: success

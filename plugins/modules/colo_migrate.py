@@ -113,6 +113,11 @@ guests:
       description: C(observe_ms), C(total_ms), C(steps_ms) by step, and C(guest_pause_ms), the longest pause of the guest by QEMU's clock.
       returned: success
       type: dict
+    generation:
+      description: The generation of this host's copy afterwards, or null where there is no record.
+      returned: success
+      type: int
+      sample: 3
     transitions:
       description: The migration states QEMU reported while the module worked.
       returned: success

@@ -619,7 +619,8 @@ def sums(done: t.Sequence[Json]) -> str:
 
 def main() -> int:
     """Write the table of all evidence into the page."""
-    done = [run for path in sorted(EVIDENCE.glob("faults-*.jsonl")) for run in read(path)]
+    known = {case.name for case in CASES}
+    done = [run for path in sorted(EVIDENCE.glob("faults-*.jsonl")) for run in read(path) if run["case"] in known]
     page = PAGE.read_text(encoding="utf-8")
     head, _old, rest = page.partition(BEGIN)
     _table, _end, foot = rest.partition(END)
