@@ -78,6 +78,7 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
         void_reason=seen["void_reason"],
         disk_error=seen["disk_error"],
         hears=bool(seen.get("peer_heard")),
+        busy=bool(seen.get("busy")),
     )
 
 
@@ -143,9 +144,9 @@ def _failovers(
     """Who goes on with each guest; ``fencings`` is what became of the hosts that had to be fenced for it."""
     answers = _answers(guests, hostvars, register)
     tried = fencings or {}
-    proved = {host: fencing["evidence"] for host, fencing in tried.items() if fencing["evidence"]}
     judged = {
-        name: _pair.failover(_sides(name, guest, answers), confirmed or None, proved) for name, guest in guests.items()
+        name: _pair.failover(_sides(name, guest, answers), confirmed or None, _proved(name, tried))
+        for name, guest in guests.items()
     }
     failovers = {name: dataclasses.asdict(one) for name, one in _pair.excuse_healthy(judged).items()}
     for one in failovers.values():
@@ -155,6 +156,15 @@ def _failovers(
             failed = "; ".join(text for text in told if text)
             one["refusal"] += f". It could not be fenced: {failed}" if failed else ""
     return failovers
+
+
+def _proved(name: str, fencings: t.Mapping[str, Json]) -> dict[str, str]:
+    """The hosts that do not run this guest any more, with the evidence. A host that is on has ended only what it was asked to end."""
+    return {
+        host: fencing["evidence"]
+        for host, fencing in fencings.items()
+        if fencing["evidence"] and (fencing["guests"] is None or name in fencing["guests"])
+    }
 
 
 def _fencing(host: str, hostvars: t.Any, register: str) -> tuple[list[_fence.Method], str, _fence.Answers]:
@@ -186,7 +196,8 @@ def _fencings(before: t.Mapping[str, Json], run: Json, hostvars: t.Any, register
     told = list(before.get(run["host"], {}).get("told", []))
     if "evidence" not in result:
         told.append(result.get("msg", "it ended without an answer"))
-    return {**before, run["host"]: {"evidence": result.get("evidence", ""), "told": told}}
+    guests = list(run["guests"]) if run["at"] == run["host"] else None  # None: all, as the host is off
+    return {**before, run["host"]: {"evidence": result.get("evidence", ""), "told": told, "guests": guests}}
 
 
 def _fence_problems(value: t.Any, host: str) -> list[str]:
@@ -296,6 +307,22 @@ def _guests_of(pairs: t.Mapping[str, Json], host: str, side: str, only: str = ""
     return [
         name for name, pair in pairs.items() if pair[side] == host and not pair["refusal"] and (not only or pair[only])
     ]
+
+
+def _left_behind(pairs: t.Mapping[str, Json], alone: bool = False) -> list[str]:
+    """The guests whose standby follows nobody any more and does not know it: left alone it could be promoted, and lack what was served since.
+
+    With ``alone``, only those whose serving host goes on alone already.
+    """
+    found = []
+    for name, pair in pairs.items():
+        serving, standby = (pair["hosts"].get(pair[side]) for side in ("serving", "standby"))
+        parted = serving == "alone" or (
+            not alone and serving is not None and (serving, standby) != ("primary", "secondary")
+        )
+        if standby in ("orphaned", "secondary") and parted:
+            found.append(name)
+    return found
 
 
 def _succeeded(pairs: t.Mapping[str, Json], hostvars: t.Any, side: str, register: str) -> Json:
@@ -466,6 +493,7 @@ class FilterModule:
             "fencings": _wrapped(_fencings),
             "fence_problems": _wrapped(_fence_problems),
             "guests_of": _wrapped(_guests_of),
+            "left_behind": _wrapped(_left_behind),
             "succeeded": _wrapped(_succeeded),
             "troubles": _wrapped(_troubles),
             "waiting": _wrapped(_waiting),

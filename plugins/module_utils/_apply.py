@@ -171,10 +171,15 @@ class Applier:
             begin = time.monotonic()
             try:
                 operations[step.operation](step, begin + step.timeout_s)
-            except ColoError as exc:
+            except (ColoError, OSError) as error:
+                exc = (
+                    error if isinstance(error, ColoError) else ColoError("host_refused", f"this host refuses: {error}")
+                )
                 exc.message = f"guest {self.guest.name}, step '{step.title}': {exc.message}"
                 exc.details.update(step=step.title, done=list(self.actions), transitions=list(self.transitions))
-                raise
+                if exc is error:
+                    raise
+                raise exc from error
             finally:
                 spent = (time.monotonic() - begin) * 1000
                 self.timings_ms[step.title] = round(self.timings_ms.get(step.title, 0.0) + spent, 1)
@@ -225,6 +230,8 @@ class Applier:
         )
 
     def _capabilities(self, step: Step, deadline: float) -> None:
+        # the end of an earlier protection is not the end of the one that begins here
+        self._colo_exit = None
         needed = _observe.live_features(self.monitor).return_path == "requires"
         multifd = self.guest.tuning.multifd_channels > 0
         command, arguments = _topology.capabilities(step.arguments["role"], needed, multifd)
@@ -334,6 +341,8 @@ class Applier:
                     raise
 
     def _wait_jobs_ready(self, step: Step, deadline: float) -> None:
+        # of copies that an earlier protection began
+        self._job_errors.clear()
         wanted, jobs = step.arguments["jobs"], self._jobs()
         patience_s = float(step.arguments.get("patience_s", 0))
         patient_until = time.monotonic() + patience_s if patience_s else None
@@ -404,6 +413,7 @@ class Applier:
         way = [step.arguments["since"]]
         seen = self.transitions.index(way[0]) + 1 if way[0] in self.transitions else 0
         asked = None
+        moved, moved_at = None, time.monotonic()
         while True:
             way += self.transitions[seen:]
             seen = len(self.transitions)
@@ -428,6 +438,16 @@ class Applier:
                 if status in goal and status == asked:
                     return
                 asked = status
+                progress = (len(self.transitions), answer.get("ram", {}).get("transferred"))
+                if progress != moved:
+                    moved, moved_at = progress, time.monotonic()
+                elif time.monotonic() - moved_at > STALL_S:
+                    raise ColoError(
+                        "migration_failed",
+                        f"the migration has stood still in {status} for {STALL_S:g} s: does the QEMU on {self.guest.peer} hang?",
+                        way=way,
+                        reason="it stands still",
+                    )
                 if answer.get("error-desc") and status in ("pre-switchover", "failed"):
                     raise self._migration_error(way)
 

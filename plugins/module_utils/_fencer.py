@@ -20,6 +20,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import _fence, _gues
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._fence import Method
 
+_KILLED_S = 2.0
 _MOST_OUTPUT = 64 * 1024
 
 Find = c.Callable[[str], "str | None"]
@@ -160,7 +161,9 @@ async def _ended(argv: c.Sequence[str], data: str, timeout_s: float) -> tuple[in
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            # one that the kernel keeps, in a disk that hangs, does not even end of this
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _KILLED_S)
             raise
         output.seek(max(0, output.seek(0, os.SEEK_END) - _MOST_OUTPUT))
         return code, output.read().decode(errors="replace")

@@ -22,7 +22,7 @@ class Side:
     """One host's answer about the guest; ``standing`` is None when the host did not answer.
 
     ``disk_error`` says that writes of this session are missing on this host's own disk. ``hears``: its keeper hears the
-    other one's, which says that its QEMU lives.
+    other one's, which says that its QEMU lives. ``busy``: its QEMU answers its keeper, and another program has its monitor.
     """
 
     host: str
@@ -32,6 +32,7 @@ class Side:
     void_reason: str | None = None
     disk_error: str | None = None
     hears: bool = False
+    busy: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +225,17 @@ def _one_serves_other_unknown(serving: Side, other: Side, common: dict[str, t.An
         return Pair("unknown", told, refusal=_repair_or_fence(serving.host, other.host, why), **common)
     if serving.standing == "orphaned":
         return Pair("degraded", told, refusal=_fence_first(serving.host, other.host, why), **common)
+    if other.standing == "failed" and _is_older(other.record, serving.record):
+        # it answers, and its QEMU hangs: that one never served this copy's generation, and is killed when the standby is made anew
+        return Pair("unprotected", told, standby=other.host, **common)
     return Pair("unprotected", told, **common)
+
+
+def _is_older(standby: Record | None, serving: Record | None) -> bool:
+    """Whether a copy is a standby's that the serving one has left behind, or that was never whole."""
+    if standby is None or serving is None or serving.state != "alone":
+        return False
+    return standby.role == "standby" and (standby.state == "syncing" or standby.generation < serving.generation)
 
 
 def _repair_or_fence(serving: str, other: str, why: str) -> str:
@@ -354,6 +365,12 @@ def _unless_heard(left: Side, other: Side, refusal: str) -> Failover:
         told = (
             f"{other.host} does not answer, but {left.host} hears its keeper on the link, and its QEMU lives: repair the way to "
             f"{other.host}. If the guest has to leave it, cut its power, then run failover.yml -e colo_confirm_fenced={other.host}"
+        )
+        return Failover(None, refusal=told)
+    if other.busy:
+        told = (
+            f"the QEMU on {other.host} lives, and another program holds its monitor, such as a run of another playbook: wait for that to "
+            "end, then run failover.yml again"
         )
         return Failover(None, refusal=told)
     record = left.record

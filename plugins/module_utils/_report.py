@@ -70,6 +70,7 @@ def report(guest: Guest, seen: Observation) -> dict[str, t.Any]:
         "void_reason": side.void_reason,
         "disk_error": side.disk_error,
         "trouble": seen.trouble,
+        "busy": _states.busy(seen, guest.tuning.heartbeat_timeout_ms),
         "peer_heard": _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms),
         "leftovers": _states.leftovers(seen),
         "qemu": None if seen.qemu is None else _qemu(seen.qemu),

@@ -172,6 +172,14 @@ def peer_alive(keeper: t.Mapping[str, t.Any] | None, heartbeat_interval_ms: int)
     return heard and payload.get("qemu_status") is not None
 
 
+def busy(seen: Observation, limit_ms: int) -> bool:
+    """Whether another program holds the monitor of a QEMU that answers its keeper, so that nothing is wrong with it."""
+    if seen.trouble is None or not seen.trouble.startswith("qmp_busy:") or seen.keeper is None:
+        return False
+    age_ms = seen.keeper["qemu"].get("answer_age_ms")
+    return bool(seen.keeper["qemu"]["connected"]) and age_ms is not None and age_ms < limit_ms
+
+
 def peer_released(keeper: t.Mapping[str, t.Any] | None, generation: int) -> bool:
     """Whether the last word of the peer's keeper, of this very session, is that its QEMU has ended."""
     payload = {} if keeper is None else keeper["heartbeat"].get("peer") or {}

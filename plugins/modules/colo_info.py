@@ -80,6 +80,10 @@ guests:
       description: Whether the keeper hears the other host's right now, and that one says that its QEMU lives.
       returned: success
       type: bool
+    busy:
+      description: Whether another program holds the monitor of a QEMU that answers its keeper.
+      returned: when the guest is deployed
+      type: bool
     void_reason:
       description: Why a failover to this copy is not to be trusted, or null.
       returned: success

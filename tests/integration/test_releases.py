@@ -106,6 +106,7 @@ def test_colo_host_info(definition: dict[str, t.Any]) -> None:
         "accept_untested": False,
         "allow_restart": False,
         "definitions": [definition],
+        "user": "root",
         "bridges": {},
     }
 

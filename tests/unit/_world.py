@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from ansible_collections.lockstep.colo.plugins.filter.colo import FilterModule
 from ansible_collections.lockstep.colo.plugins.module_utils import (
     _apply,
     _generation,
@@ -671,6 +672,9 @@ def _add(names: set[str], name: str) -> None:
 # --- the playbooks, as far as they decide ---------------------------------------------------------------------
 
 
+FILTERS = FilterModule().filters()
+
+
 def judge(world: World) -> _pair.Pair:
     """status.yml."""
     world.settle()
@@ -704,6 +708,16 @@ def site(world: World) -> str | None:
     assert serving is not None
     guest = world.hosts[serving].guest
     evidence = "site.yml saw that no host runs it" if found.start else None
+    standings = {side.host: side.standing or "unreachable" for side in world.sides()}
+    judged = {guest.name: {"serving": serving, "standby": found.standby, "hosts": standings}}
+    if FILTERS["left_behind"](judged):
+        assert found.standby is not None
+        behind = world.hosts[found.standby].guest
+        trouble = _module(
+            world, found.standby, lambda seen: _plan.stop_standby(behind, seen, "the other host goes on alone")
+        )
+        if trouble:
+            return trouble
     if found.rebuild:
         trouble = _module(world, serving, lambda seen: _plan.unprotect(guest, seen))
         if trouble:

@@ -520,16 +520,47 @@ def test_what_a_run_has_proved_or_not() -> None:
     failed = {"failed": True, "msg": "alpha is not fenced: fence_x: fence_timeout: fence_x did not end within 5 s"}
     hostvars = {**LOST, "beta": {**ORPHANED, "fenced": failed}}
     told = FILTERS["fencings"]({}, RUN, hostvars, "fenced")
-    assert told == {"alpha": {"evidence": "", "told": [failed["msg"]]}}
+    assert told == {"alpha": {"evidence": "", "told": [failed["msg"]], "guests": None}}
     refused = FILTERS["failovers"](GUESTS, hostvars, "seen", "", told)["web1"]
     assert refused["survivor"] is None
     assert f"It could not be fenced: {failed['msg']}" in refused["refusal"]
 
     hostvars["beta"]["fenced"] = {"changed": True, "evidence": "its power is off"}
     proved = FILTERS["fencings"](told, RUN, hostvars, "fenced")
-    assert proved == {"alpha": {"evidence": "its power is off", "told": [failed["msg"]]}}
+    assert proved == {"alpha": {"evidence": "its power is off", "told": [failed["msg"]], "guests": None}}
     goes_on = FILTERS["failovers"](GUESTS, hostvars, "seen", "", proved)["web1"]
     assert (goes_on["survivor"], goes_on["fenced_by"], goes_on["refusal"]) == ("beta", "its power is off", "")
+
+
+def test_what_was_ended_on_a_host_that_is_on_proves_nothing_about_another_guest() -> None:
+    run = {**RUN, "at": "alpha"}
+    hostvars = {**LOST, "alpha": {"seen": {"guests": {"web1": {"error": {"message": "no"}}}}}}
+    for guests, survivor in ((("web1",), "beta"), (("web2",), None)):
+        hostvars["alpha"]["fenced"] = {"evidence": "no process is left"}
+        proved = FILTERS["fencings"]({}, {**run, "guests": guests}, hostvars, "fenced")
+        assert FILTERS["failovers"](GUESTS, hostvars, "seen", "", proved)["web1"]["survivor"] == survivor
+
+
+@pytest.mark.parametrize(
+    ("serving", "standby", "behind", "alone"),
+    [
+        ("primary", "secondary", False, False),
+        ("primary", "orphaned", True, False),
+        ("orphaned", "secondary", True, False),
+        ("orphaned", "orphaned", True, False),
+        ("alone", "secondary", True, True),
+        ("alone", "orphaned", True, True),
+        ("alone", "standby", False, False),
+        ("alone", "failed", False, False),
+        ("orphaned", "stopped", False, False),
+    ],
+)
+def test_a_standby_that_follows_nobody(serving: str, standby: str, behind: bool, alone: bool) -> None:
+    pair = {"serving": "alpha", "standby": "beta", "hosts": {"alpha": serving, "beta": standby}}
+    assert FILTERS["left_behind"]({"web1": pair}) == (["web1"] if behind else [])
+    assert FILTERS["left_behind"]({"web1": pair}, True) == (["web1"] if alone else [])
+    assert FILTERS["left_behind"]({"web1": {**pair, "serving": None}}) == []
+    assert FILTERS["left_behind"]({"web1": {**pair, "standby": None}}) == []
 
 
 @pytest.mark.parametrize("result", [None, {"unreachable": True}, {"skipped": True}])

@@ -451,6 +451,46 @@ def test_a_migration_that_stands_still_ends_in_the_deadline(stage: Stage) -> Non
     assert error.details["transitions"] == ["setup"]
 
 
+@pytest.mark.parametrize("ram", [{}, {"ram": {"transferred": 5}}])
+def test_a_migration_into_a_qemu_that_hangs_is_given_up_long_before_its_deadline(
+    stage: Stage, ram: dict[str, t.Any]
+) -> None:
+    looks = int(_apply.STALL_S / 0.5) + 2
+    script: Script = [
+        migration("setup"),
+        *[each for _look in range(looks) for each in (Tell(), _status("setup", **ram))],
+    ]
+    error = stage.fails(_to_switchover(timeout_s=3600), script=script, code="migration_failed")
+    assert error.details["reason"] == "it stands still"
+    moves = [each for number in range(looks) for each in (Tell(), _status("active", ram={"transferred": number}))]
+    stage.run(
+        _to_switchover(timeout_s=3600),
+        script=[migration("setup"), migration("active"), *moves, migration("pre-switchover")],
+    )
+
+
+def test_the_end_of_an_earlier_protection_is_not_that_of_the_next(stage: Stage) -> None:
+    """In one run: what is lost is let go, and the guest is protected anew."""
+    stage.patch.setattr(
+        _observe, "live_features", lambda _monitor: t.cast("t.Any", type("F", (), {"return_path": "requires"}))
+    )
+    command, arguments = _topology.capabilities("primary", return_path=True, multifd=False)
+    steps = [
+        _wait("wait_runstate", goal=["running"], transit=["colo"]),
+        Step("capabilities", "capabilities", {"role": "primary"}),
+        _wait("wait_checkpoints", count=1),
+    ]
+    script: Script = [
+        Call("query-status", answer={"status": "colo"}),
+        Tell("COLO_EXIT", {"mode": "primary", "reason": "request"}),
+        Call("query-status", answer={"status": "running"}),
+        Call(command, arguments),
+        Tell("STOP", at=1.0),
+        Tell("RESUME", at=1.1),
+    ]
+    stage.run(*steps, script=script)
+
+
 @pytest.mark.parametrize("since", ["pre-switchover", "active"])
 def test_what_was_before_the_run_is_not_taken_for_what_is_waited_for(stage: Stage, since: str) -> None:
     """A half-built protection is taken back and made anew in one run."""
@@ -738,8 +778,8 @@ def test_a_link_that_is_put_there_in_between_is_not_followed(stage: Stage, tmp_p
     stage.record(_generation.started_alone)
     with stage.patch.context() as patch:
         patch.setattr(os, "unlink", replant)
-        with pytest.raises(FileExistsError):
-            stage.run(PERMIT)
+        error = stage.fails(PERMIT, code="host_refused")
+    assert "File exists" in error.message
     assert victim.read_text() == "precious"
     assert not _permit_file(stage).exists()
 

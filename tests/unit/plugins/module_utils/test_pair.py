@@ -218,6 +218,23 @@ def test_a_serving_side_whose_disk_failed_is_moved_and_not_rebuilt() -> None:
 # --- failover ---------------------------------------------------------------------------------------------------
 
 
+def test_a_standby_that_hangs_is_made_anew_where_its_copy_is_older() -> None:
+    for record in ("syncing1", "secondary2"):
+        found = _pair.pair((_side("alpha", "alone", "alone3"), _side("beta", "failed", record)))
+        assert (found.verdict, found.serving, found.standby, found.refusal) == ("unprotected", "alpha", "beta", "")
+    for serving, record in (("alone3", "taken3"), ("alone3", "none"), ("alone1", "secondary2")):
+        assert _pair.pair((_side("alpha", "alone", serving), _side("beta", "failed", record))).standby is None
+
+
+def test_a_qemu_whose_monitor_is_taken_is_not_fenced() -> None:
+    sides = (_side("alpha", "failed", "primary2", busy=True), _side("beta", "secondary", "secondary2"))
+    found = _pair.failover(sides, None)
+    assert (found.survivor, found.fence) == (None, None)
+    assert "another program holds its monitor" in found.refusal
+    assert _pair.failover((dataclasses.replace(sides[0], busy=False), sides[1]), None).fence == "alpha"
+    assert _pair.failover(sides, "alpha").survivor == "beta"
+
+
 def test_nobody_takes_over_from_a_side_that_may_serve() -> None:
     """Without a confirmed fence: from a primary that is seen to be stopped, or not at all."""
     taken = 0
