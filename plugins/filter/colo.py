@@ -314,15 +314,11 @@ def _left_behind(pairs: t.Mapping[str, Json], alone: bool = False) -> list[str]:
 
     With ``alone``, only those whose serving host goes on alone already.
     """
-    found = []
-    for name, pair in pairs.items():
-        serving, standby = (pair["hosts"].get(pair[side]) for side in ("serving", "standby"))
-        parted = serving == "alone" or (
-            not alone and serving is not None and (serving, standby) != ("primary", "secondary")
-        )
-        if standby in ("orphaned", "secondary") and parted:
-            found.append(name)
-    return found
+    return [
+        name
+        for name, pair in pairs.items()
+        if _pair.stands_behind(pair["hosts"].get(pair["serving"]), pair["hosts"].get(pair["standby"]), alone)
+    ]
 
 
 def _succeeded(pairs: t.Mapping[str, Json], hostvars: t.Any, side: str, register: str) -> Json:

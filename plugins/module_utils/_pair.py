@@ -135,6 +135,14 @@ def pair(sides: tuple[Side, Side]) -> Pair:
     return _nobody_serves(one, two)
 
 
+def stands_behind(serving: str | None, standby: str | None, alone: bool = False) -> bool:
+    """Whether a standby, by the standings of the two, follows nobody any more; with ``alone``, of one that goes on alone already."""
+    parted = serving == "alone" or (
+        not alone and serving is not None and (serving, standby) != ("primary", "secondary")
+    )
+    return standby in ("orphaned", "secondary") and parted
+
+
 def serves(side: Side) -> bool:
     """Whether this side runs the guest for its clients."""
     if side.standing in SERVING:

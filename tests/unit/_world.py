@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.filter.colo import FilterModule
 from ansible_collections.lockstep.colo.plugins.module_utils import (
     _apply,
     _generation,
@@ -672,9 +671,6 @@ def _add(names: set[str], name: str) -> None:
 # --- the playbooks, as far as they decide ---------------------------------------------------------------------
 
 
-FILTERS = FilterModule().filters()
-
-
 def judge(world: World) -> _pair.Pair:
     """status.yml."""
     world.settle()
@@ -708,9 +704,8 @@ def site(world: World) -> str | None:
     assert serving is not None
     guest = world.hosts[serving].guest
     evidence = "site.yml saw that no host runs it" if found.start else None
-    standings = {side.host: side.standing or "unreachable" for side in world.sides()}
-    judged = {guest.name: {"serving": serving, "standby": found.standby, "hosts": standings}}
-    if FILTERS["left_behind"](judged):
+    standings = {side.host: side.standing for side in world.sides()}
+    if _pair.stands_behind(standings.get(serving), standings.get(found.standby or "")):
         assert found.standby is not None
         behind = world.hosts[found.standby].guest
         trouble = _module(
