@@ -136,9 +136,12 @@ def pair(sides: tuple[Side, Side]) -> Pair:
 
 
 def stands_behind(serving: str | None, standby: str | None, alone: bool = False) -> bool:
-    """Whether a standby, by the standings of the two, follows nobody any more; with ``alone``, of one that goes on alone already."""
+    """Whether a standby, by the standings of the two, follows nobody any more; with ``alone``, of one that goes on alone already.
+
+    A serving side that is syncing may be on its way into lock step with it, in another run.
+    """
     parted = serving == "alone" or (
-        not alone and serving is not None and (serving, standby) != ("primary", "secondary")
+        not alone and (serving == "orphaned" or (serving, standby) == ("primary", "orphaned"))
     )
     return standby in ("orphaned", "secondary") and parted
 

@@ -553,6 +553,7 @@ def test_what_was_ended_on_a_host_that_is_on_proves_nothing_about_another_guest(
         ("alone", "standby", False, False),
         ("alone", "failed", False, False),
         ("orphaned", "stopped", False, False),
+        ("syncing", "secondary", False, False),
     ],
 )
 def test_a_standby_that_follows_nobody(serving: str, standby: str, behind: bool, alone: bool) -> None:
