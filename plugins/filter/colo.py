@@ -79,6 +79,7 @@ def _side(host: str, answer: t.Any, guest: str) -> _pair.Side:
         disk_error=seen["disk_error"],
         hears=bool(seen.get("peer_heard")),
         busy=bool(seen.get("busy")),
+        settled=bool(seen.get("settled")),
     )
 
 

@@ -23,6 +23,7 @@ class Side:
 
     ``disk_error`` says that writes of this session are missing on this host's own disk. ``hears``: its keeper hears the
     other one's, which says that its QEMU lives. ``busy``: its QEMU answers its keeper, and another program has its monitor.
+    ``settled``: in lock step, and in want of nothing.
     """
 
     host: str
@@ -33,6 +34,7 @@ class Side:
     disk_error: str | None = None
     hears: bool = False
     busy: bool = False
+    settled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Pair:
     ``refusal`` says why nothing may be done (empty: go on); ``generation`` is the serving copy's. ``off``: the guest was
     powered off in an orderly way. ``stop`` and ``run`` are what the operator's wish makes of it (:func:`wished`): its
     QEMUs are to be ended; it is to run, protected, in the end. ``move``: a planned move to the standby loses nothing.
+    ``settled``: protected, and nothing is to be done for it.
     """
 
     verdict: Verdict
@@ -58,6 +61,7 @@ class Pair:
     stop: bool = False
     run: bool = True
     move: bool = False
+    settled: bool = False
 
 
 #: What an operator may want of a guest: "" is "protected, unless it was powered off".
@@ -71,7 +75,8 @@ def wished(judged: Pair, wish: Wish) -> Pair:
     runs = judged.serving is not None and not judged.start and not judged.off
     run = wish in ("started", "restarted") or (wish == "" and not judged.off)
     stop = judged.off or (runs and wish in ("stopped", "restarted"))
-    return dataclasses.replace(judged, stop=stop, start=run and (judged.start or stop), run=run)
+    settled = judged.settled and run and not stop
+    return dataclasses.replace(judged, stop=stop, start=run and (judged.start or stop), run=run, settled=settled)
 
 
 def changed(judged: Pair, changes: t.Sequence[str], allow_restart: bool) -> Pair:
@@ -87,6 +92,7 @@ def changed(judged: Pair, changes: t.Sequence[str], allow_restart: bool) -> Pair
         judged,
         refusal=f"its definition has changed since it was started ({'; '.join(changes)}): restart it with -e colo_allow_restart=true, "
         "or put the values back",
+        settled=False,
     )
 
 
@@ -204,7 +210,8 @@ def _in_lock_step(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:
         # QEMU goes on, as one of two disks was written
         return _disk_failed(serving, other, common, "with switchover.yml", move=True)
     if serving.proven and other.proven:
-        return Pair("protected", f"{serving.host} serves, {other.host} follows", move=True, **common)
+        settled = serving.settled and other.settled
+        return Pair("protected", f"{serving.host} serves, {other.host} follows", move=True, settled=settled, **common)
     return Pair("degraded", "both sides say they are in COLO, and no checkpoint was seen lately", **common)
 
 

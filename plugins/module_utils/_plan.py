@@ -350,6 +350,14 @@ def _retune(guest: Guest, seen: Observation) -> list[Step]:
     return steps
 
 
+def settled(guest: Guest, seen: Observation) -> bool:
+    """Whether this side of a guest in lock step is in want of no step of :func:`serve`, :func:`protect` and :func:`standby`."""
+    now = _states.standing(seen)
+    if now not in _states.LOCK_STEP or seen.record is None or seen.record.clean or _half_way(seen):
+        return False
+    return now == "secondary" or not _retune(guest, seen)
+
+
 def tuned(steps: t.Sequence[Step]) -> dict[str, int]:
     """The settings that these steps change, with their new values."""
     return {step.arguments["setting"]: step.arguments["value"] for step in steps if "setting" in step.arguments}

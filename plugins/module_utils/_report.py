@@ -72,6 +72,7 @@ def report(guest: Guest, seen: Observation) -> dict[str, t.Any]:
         "trouble": seen.trouble,
         "busy": _states.busy(seen, guest.tuning.heartbeat_timeout_ms),
         "peer_heard": _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms),
+        "settled": _plan.settled(guest, seen),
         "leftovers": _states.leftovers(seen),
         "qemu": None if seen.qemu is None else _qemu(seen.qemu),
         "waiting": _plan.waiting(guest, seen),

@@ -113,6 +113,10 @@ guests:
       description: Why a running QEMU could not be asked, or null.
       returned: success
       type: str
+    settled:
+      description: Whether this side of a guest in lock step has all that M(lockstep.colo.colo_migrate) would give it.
+      returned: when the guest is deployed
+      type: bool
     leftovers:
       description: Whether a half-built or half-ended protection has left objects in QEMU.
       returned: success

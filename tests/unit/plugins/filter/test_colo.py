@@ -250,6 +250,16 @@ def test_the_wish_of_the_run_goes_before_the_lasting_one() -> None:
     assert FILTERS["guests_of"](FILTERS["wished"](pairs, off), "alpha", "serving", "stop") == ["web1"]
 
 
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_pair_is_settled_when_both_hosts_say_so(settled: bool) -> None:
+    answers = {
+        "alpha": {"seen": _info("primary", _make.PRIMARY, proven=True, settled=True)},
+        "beta": {"seen": _info("secondary", SECONDARY, proven=True, settled=settled)},
+    }
+    pairs = FILTERS["verdicts"](GUESTS, answers, "seen")
+    assert FILTERS["wished"](pairs, GUESTS)["web1"]["settled"] is settled
+
+
 def test_what_a_running_guest_lacks_needs_a_word() -> None:
     line = "colo_guests.web1.memory_mib: 128 -> 256"
     seen = _info("primary", _make.PRIMARY, proven=True, changes=[line])

@@ -392,6 +392,29 @@ def test_wishes(sides: tuple[Side, Side], wish: _pair.Wish, stop: bool, start: b
     assert (found.stop, found.start, found.run) == (stop, start, run)
 
 
+SETTLED = {"settled": True}
+
+
+def test_what_is_settled_stays_so_unless_something_else_is_wished() -> None:
+    settled = _lock_step(SETTLED, SETTLED)
+    assert settled.settled
+    for wish, rests in (("", True), ("started", True), ("stopped", False), ("restarted", False)):
+        assert _pair.wished(settled, wish).settled is rests, wish
+    assert _pair.changed(settled, [], False).settled
+    assert not _pair.changed(settled, ["memory_mib: 1 -> 2"], False).settled
+    assert not _pair.changed(settled, ["memory_mib: 1 -> 2"], True).settled
+
+
+def test_one_side_that_wants_something_or_is_not_proven_unsettles_the_pair() -> None:
+    for one, two in (
+        ({}, SETTLED),
+        (SETTLED, {}),
+        ({**SETTLED, "proven": False}, SETTLED),
+        (SETTLED, {**SETTLED, "void_reason": "reboot"}),
+    ):
+        assert not _lock_step(one, two).settled, (one, two)
+
+
 def test_no_wish_gets_past_a_refusal() -> None:
     for sides in _every_pair():
         found = _pair.pair(sides)

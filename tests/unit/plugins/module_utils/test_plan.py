@@ -652,6 +652,20 @@ def test_only_a_running_protection_makes_a_setting_wait(sight: str, told: list[s
     assert _plan.waiting(GUEST, SIGHTS["stopped"]) == []
 
 
+def test_what_is_settled_wants_no_step() -> None:
+    settled = {sight: seen for sight, seen in SIGHTS.items() if _plan.settled(GUEST, seen)}
+    assert settled.keys() == {"primary", "secondary"}
+    assert _plan.serve(GUEST, settled["primary"], None) == []
+    assert not any(step.changes for step in _plan.protect(GUEST, settled["primary"], _make.FEATURES, 60))
+    assert _plan.standby(GUEST, settled["secondary"], _make.PRIMARY.generation) == []
+
+
+def test_a_primary_that_wants_a_setting_is_not_settled() -> None:
+    qemu = t.cast("_states.Qemu", SIGHTS["primary"].qemu)
+    other = dataclasses.replace(qemu, settings={**qemu.settings, "comp0.max_queue_size": 17})
+    assert not _plan.settled(GUEST, dataclasses.replace(SIGHTS["primary"], qemu=other))
+
+
 def test_a_silent_standby_can_be_removed_and_a_silent_server_not() -> None:
     silent = SIGHTS["failed"]
     assert _said(lambda: _plan.stop_standby(GUEST, dataclasses.replace(silent, record=_make.SYNCING), None)) == STOP
