@@ -223,7 +223,7 @@ CASES: tuple[Case, ...] = (
 
 #: what every test run includes
 SHORT: tuple[str, ...] = (
-    "QEMU killed, serving, load",
+    "QEMU killed, serving, checkpoint",
     "host loses its power, serving, load",
     "QEMU stopped (SIGSTOP), standby, checkpoint",
     "link cut, standby, idle",
