@@ -5,7 +5,7 @@
 
 Run as a program it is the floor of a failover: Python's start, and so many commands that are asked and answered.
 
-  qmp.py /run/lockstep-colo/web1/operator.sock 60
+  qmp.py /run/lockstep-colo/web1/operator/qmp.sock 60
 """
 
 from __future__ import annotations

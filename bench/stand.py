@@ -148,7 +148,7 @@ class Stand:
     def socket(self, host: str) -> str:
         """The operator's monitor."""
         leader = self.stage.now()["hosts"][host]["leader_pid"]
-        return f"/proc/{leader}/root/run/lockstep-colo/{self.stage.guest}/operator.sock"
+        return f"/proc/{leader}/root/run/lockstep-colo/{self.stage.guest}/operator/qmp.sock"
 
     def client(self) -> Client:
         client = Client(self.stage, "--wait", "90", "--interval-ms", INTERVAL_MS)

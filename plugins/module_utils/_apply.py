@@ -592,8 +592,8 @@ class Applier:
             "role": step.arguments["role"],
             "generation": 0 if record is None else record.generation,
         }
-        # owned by root, so that the start gate can tell a permit of ours; readable through the directory's group
-        group = os.stat(self.guest.paths.run).st_gid
+        # owned by root, so that the start gate can tell a permit of ours; readable through the group of the guest's user
+        group = os.stat(self.guest.paths.state).st_gid
         replace_file(self.guest.permit_file, json.dumps(permit), os.geteuid(), group, 0o640)
 
     def _link_key(self, step: Step, deadline: float) -> None:

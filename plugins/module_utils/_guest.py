@@ -193,8 +193,11 @@ class Guest:
 
     @property
     def operator_socket(self) -> str:
-        """Monitor nobody of ours uses: a human's. (A second client on one monitor never gets a greeting.)"""
-        return f"{self.paths.run}/operator.sock"
+        """Monitor nobody of ours uses: a human's. (A second client on one monitor never gets a greeting.)
+
+        In a directory of its own, which may belong to a group (``colo_monitor_group``): QEMU has no option for who owns a socket.
+        """
+        return f"{self.paths.run}/operator/qmp.sock"
 
     @property
     def keeper_socket(self) -> str:

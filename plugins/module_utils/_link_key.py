@@ -40,5 +40,5 @@ def is_current(guest: Guest) -> bool:
 
 def write(guest: Guest) -> None:
     """Let QEMU read the guest's present key (``key_unusable``)."""
-    owner = os.stat(guest.paths.run)
+    owner = os.stat(guest.paths.state)
     replace_file(guest.psk_file, _wanted(guest), owner.st_uid, owner.st_gid, 0o600)

@@ -271,6 +271,16 @@ def _link_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[
     ]
 
 
+def no_group(name: str) -> Problem:
+    """The group whose members are to reach the monitors is not there."""
+    return Problem(
+        "group_missing",
+        "colo_monitor_group",
+        name,
+        "this host has no such group: make it (groupadd), or correct the name",
+    )
+
+
 def _nic_problems(state: HostState, definition: t.Mapping[str, t.Any], bridges: t.Mapping[str, t.Any]) -> list[Problem]:
     found: list[Problem] = []
     for number, nic in enumerate(definition["nics"]):

@@ -59,6 +59,11 @@ options:
       - The user that guests run as, or will.
     type: str
     default: colo
+  monitor_group:
+    description:
+      - A group that the host has to have.
+    type: str
+    default: ""
   bridges:
     description:
       - Bridges that are about to be made, by name, so that they may be missing.
@@ -262,6 +267,8 @@ def examine(module: AnsibleModule) -> dict[str, t.Any]:
     if params["qemu"] == "require" or (params["qemu"] == "if_present" and found is not None):
         for definition in definitions:
             problems += _features.refusals(found, definition, params["accept_untested"])
+    if params["monitor_group"] and not _host.has_group(params["monitor_group"]):
+        problems.append(_preflight.no_group(params["monitor_group"]))
     if definitions:
         state = _host.look(tools, definitions)
         problems += _preflight.problems(state, definitions, params["bridges"])
@@ -288,6 +295,7 @@ def main() -> None:
             "allow_restart": {"type": "bool", "default": False},
             "definitions": {"type": "list", "elements": "dict", "default": []},
             "user": {"type": "str", "default": "colo"},
+            "monitor_group": {"type": "str", "default": ""},
             "bridges": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

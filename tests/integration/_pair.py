@@ -182,6 +182,7 @@ class Host:
         credentials = directory / host / "credentials"
         for path in (*paths.values(), credentials):
             path.mkdir(parents=True)
+        (paths["run"] / "operator").mkdir()
         for place in (credentials / "key", paths["config"] / f"{NAME}.key"):
             place.write_text(KEY + "\n")
         self.tap = f"{host}-lan"

@@ -22,7 +22,7 @@ if t.TYPE_CHECKING:
 
 FROM_NOTHING_FACTOR = 3.0
 REPEAT_S_EACH = 2.0
-HELD_UP_S = 3.0  # a client asks again after 0.2, 0.6, 1.4 and 3 s: how much later luck alone can make an answer
+HELD_UP_S = 5.0  # a QEMU that gives no answer costs one look its deadline
 INTERVAL_MS = "100"  # eight guests in lock step under TCG share this machine's processors
 
 
@@ -78,12 +78,25 @@ def serving(stage: Stage) -> dict[str, list[str]]:
 
 def module_ms(play: Play) -> dict[str, float]:
     """What colo_failover took for each guest that it failed over."""
-    found = {}
+    return {name: took_ms for name, (_began, took_ms) in failed_over(play).items()}
+
+
+def alone_after_s(play: Play) -> dict[str, float]:
+    """When each guest went on alone, since the playbook began.
+
+    Not when its client had an answer: that one asks again after 0.2, 0.6, 1.4, 3, 6.2 and 12.6 s, whoever is ready before.
+    """
+    return {name: began - play.began + took_ms / 1000 for name, (began, took_ms) in failed_over(play).items()}
+
+
+def failed_over(play: Play) -> dict[str, tuple[float, float]]:
+    """Each guest that colo_failover failed over: when the module began, and the milliseconds it took."""
+    found: dict[str, tuple[float, float]] = {}
     for line in play.results:
         if line.get("module") == "colo_failover":
             for name, one in line.get("guests", {}).items():
                 if "error" not in one and one.get("actions"):
-                    found[name] = float(one["timings"]["total_ms"])
+                    found[name] = (float(line["began"]), float(one["timings"]["total_ms"]))
     return found
 
 
@@ -113,6 +126,7 @@ def kill(stage: Stage, lines: dict[str, Client], victim: str, hung: str | None) 
         "hung": hung,
         "failover_s": play.seconds,
         "module_ms": module_ms(play),
+        "alone_after_s": alone_after_s(play),
         "client_waits_s": waits,
         "protect_s": again.seconds,
         **late,
@@ -150,11 +164,13 @@ def campaign(stage: Stage, report: Report, number: int) -> None:
         ("site.yml with nothing to do s", one["again_s"], many["again_s"], limit),
         ("failover.yml s", None, plain["failover_s"], None),
         ("  slowest guest in the module s", None, max(plain["module_ms"].values()) / 1000, None),
+        ("  last guest goes on alone s", None, max(plain["alone_after_s"].values()), None),
         ("  longest wait of a client s", None, max(plain["client_waits_s"].values()), None),
         ("all protected again s", None, plain["protect_s"], None),
         ("failover.yml, one guest hangs s", None, hung["failover_s"], None),
-        ("  longest wait of the others s", None, max(hung["client_waits_s"].values()),
-         max(plain["client_waits_s"].values()) + HELD_UP_S),
+        ("  last of the others goes on alone s", None, max(hung["alone_after_s"].values()),
+         max(plain["alone_after_s"].values()) + HELD_UP_S),
+        ("  longest wait of their clients s", None, max(hung["client_waits_s"].values()), None),
     ]  # fmt: skip
     report.criteria = {
         f"site.yml from nothing: {number} guests take at most {FROM_NOTHING_FACTOR:.0f} times as long as one": many[
@@ -166,8 +182,9 @@ def campaign(stage: Stage, report: Report, number: int) -> None:
         "half of the guests serve on each host": len({len(names) for names in halves.values()}) == 1
         and sum(map(len, halves.values())) == number,
         "one failover.yml run fails all guests of a lost host over": set(plain["module_ms"]) == set(reports),
-        "a guest that hangs holds up none of the others": set(hung["module_ms"]) >= set(hung["client_waits_s"])
-        and max(hung["client_waits_s"].values()) <= max(plain["client_waits_s"].values()) + HELD_UP_S,
+        f"a guest that hangs holds up none of the others by more than {HELD_UP_S:.0f} s": set(hung["module_ms"])
+        >= set(hung["client_waits_s"])
+        and max(hung["alone_after_s"].values()) <= max(plain["alone_after_s"].values()) + HELD_UP_S,
         "all are protected in the end": sum(map(len, left.values())) == number,
         "each client kept its connection, and nothing is lost": all(
             all(continuity(client).values()) for client in reports.values()

@@ -136,7 +136,7 @@ class Hand(threading.Thread):
         channel = socket.socket(socket.AF_UNIX)
         try:
             channel.settimeout(2)
-            channel.connect(self.socket_path("operator.sock"))
+            channel.connect(self.socket_path("operator/qmp.sock"))
         except BaseException:
             channel.close()
             raise

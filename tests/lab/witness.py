@@ -173,7 +173,7 @@ def qemu(path: str) -> Json:
 
 
 def guest(name: str, run_dir: str) -> Json | None:
-    path = f"{run_dir}/{name}/operator.sock"
+    path = f"{run_dir}/{name}/operator/qmp.sock"
     try:
         return qemu(path)
     except (FileNotFoundError, ConnectionRefusedError):

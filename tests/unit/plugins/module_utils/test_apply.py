@@ -746,7 +746,7 @@ def test_a_permit_is_for_one_role_and_generation_and_not_for_everybody(stage: St
     assert json.loads(permit.read_text()) == {"schema": 1, "guest": "web1", "role": "primary", "generation": 1}
     status = permit.stat()
     assert stat.S_IMODE(status.st_mode) == 0o640
-    assert (status.st_uid, status.st_gid) == (os.geteuid(), pathlib.Path(stage.guest.paths.run).stat().st_gid)
+    assert (status.st_uid, status.st_gid) == (os.geteuid(), pathlib.Path(stage.guest.paths.state).stat().st_gid)
     assert [path.name for path in permit.parent.iterdir()] == ["permit.json"]
 
 

@@ -76,7 +76,7 @@ def test_names_and_paths_of_a_guest() -> None:
     assert [guest.qmp_socket, guest.keeper_qmp_socket, guest.operator_socket, guest.keeper_socket] == [
         f"{run}/qmp.sock",
         f"{run}/keeper-qmp.sock",
-        f"{run}/operator.sock",
+        f"{run}/operator/qmp.sock",
         f"{run}/keeper.sock",
     ]
     assert (guest.permit_file, guest.lock_file) == (f"{run}/permit.json", f"{run}/lock")

@@ -39,7 +39,7 @@ def test_what_is_derived_is_another_secret_for_each_purpose_and_guest() -> None:
 @pytest.fixture
 def guest(tmp_path: pathlib.Path) -> _guest.Guest:
     made = _make.guest(root=str(tmp_path))
-    for path in (made.paths.config, made.paths.run):
+    for path in (made.paths.config, made.paths.state, made.paths.run):
         os.makedirs(path)
     return made
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pathlib
@@ -235,6 +236,13 @@ def test_host_info_returns_all_problems(
     assert script == []
     assert [problem["error_code"] for problem in result["problems"]] == codes
     assert result["host"]["memory_needed_mib"] == 129
+
+
+def test_host_info_misses_a_group(script: Script, binary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, codes in (("", []), (grp.getgrgid(0).gr_name, []), ("no-such-group", ["group_missing"])):
+        script.append(("-qmp stdio", (0, replies(), "")))
+        result = run(colo_host_info, capsys, qemu_binary=binary, monitor_group=name)
+        assert [problem["error_code"] for problem in result["problems"]] == codes
 
 
 def test_host_info_of_a_qemu_that_hangs(script: Script, binary: str, capsys: pytest.CaptureFixture[str]) -> None:
