@@ -6,7 +6,7 @@
   row 1  failover            against commands from a pipe, the documented sequence, and the floor
   row 2  entering lock step  against QEMU's stop, copy, continue; by memory, disk and load
   row 3  site.yml            bare, with nothing to do, one guest more; by the number of guests
-  row 4  cost of protection  alone, ours, QEMU's defaults, the profiles, multifd
+  row 4  cost of protection  alone, ours, QEMU's defaults, the profiles, multifd, no encryption
   row 5  growth              slopes of what rows 2 and 3 have seen
 
 Prints a table with ratios and writes build/evidence/bench.json. A whole run draws docs/images/bench/*.svg, too, and writes its

@@ -4,7 +4,7 @@
 """Row 4: what lock step costs the guest's clients, by tuning.
 
 In one round: the guest alone; protected, with all tunings in turn on the same pair of QEMUs (set as colo_migrate sets them);
-protected anew with multifd channels. Then the next round.
+protected anew with multifd channels, and anew without encryption. Then the next round.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ansible_collections.lockstep.colo.plugins.module_utils import _guest
 
 ROW = 4
 ALONE, OURS, QEMU = "alone", f"ours ({_guest.DEFAULT_PROFILE})", "QEMU's defaults"
-# Both right after the guest was protected: nothing but the channels differs.
-FRESH, CHANNELS = "ours, just protected", "ours, just protected, multifd"
+# All right after the guest was protected: nothing but the channels, or the encryption of the link, differs.
+FRESH, CHANNELS, CLEAR = "ours, just protected", "ours, just protected, multifd", "ours, just protected, not encrypted"
 # qapi/migration.json and net/colo-compare.c
 QEMU_DEFAULTS = {"checkpoint_delay_ms": 20000, "compare_timeout_ms": 3000, "expired_scan_cycle_ms": 1000}
 MULTIFD_CHANNELS = 2
@@ -107,7 +107,7 @@ def use(stand: Stand, seconds: float, protected: bool) -> tuple[Json, list[float
 def measure(stage: Stage, stand: Stand, found: Findings, rounds: int, seconds: float, curve: bool) -> None:
     """All ways in turn, so many times; begins and ends with a protected guest."""
     named = tunings(curve)
-    seen = {way: Seen() for way in (ALONE, *named, FRESH, CHANNELS)}
+    seen = {way: Seen() for way in (ALONE, *named, FRESH, CHANNELS, CLEAR)}
     try:
         for number in range(rounds):
             one_round(stand, seen, named, number, seconds)
@@ -138,13 +138,17 @@ def one_round(
     for way, knobs in ways[number % len(ways) :] + ways[: number % len(ways)]:
         tune(stand, knobs)
         seen[way].add(*use(stand, seconds, protected=True))
+    anew = ("--tags", "colo_guest,colo_protect")
     stand.go_alone()
     stand.define(tuning={"multifd_channels": MULTIFD_CHANNELS})
-    stand.site("--tags", "colo_guest,colo_protect")
+    stand.site(*anew)
     seen[CHANNELS].add(*use(stand, seconds, protected=True))
     stand.go_alone()
     stand.define()
-    stand.site("--tags", "colo_guest,colo_protect")
+    stand.site(*anew, "-e", "colo_link_security=none")
+    seen[CLEAR].add(*use(stand, seconds, protected=True))
+    stand.go_alone()
+    stand.site(*anew)
 
 
 def report(found: Findings, seen: t.Mapping[str, Seen], named: t.Mapping[str, t.Mapping[str, int]]) -> None:
@@ -152,6 +156,10 @@ def report(found: Findings, seen: t.Mapping[str, Seen], named: t.Mapping[str, t.
     for what, key, unit, better in KINDS:
         values = {way: list(getattr(seen[way], key)) for way in shown if getattr(seen[way], key)}
         one = found.compare(ROW, what, unit, better, QEMU, values)
+        if FRESH in values and CLEAR in values:
+            found.compare(
+                ROW, f"{what}, by encryption", unit, better, CLEAR, {way: values[way] for way in (FRESH, CLEAR)}
+            )
         if key in ("checkpoints_s", "pauses_ms"):
             continue  # what they cost is in the rows above
         ratio = one.ratio(OURS)

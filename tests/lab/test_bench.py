@@ -186,6 +186,7 @@ def _cost(found: Findings, curve: bool) -> None:
         cost.QEMU: seen(6),
         cost.FRESH: seen(20),
         cost.CHANNELS: seen(19),
+        cost.CLEAR: seen(21),
     }
     cost.report(found, ways, named)
 
