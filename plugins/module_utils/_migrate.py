@@ -46,10 +46,12 @@ def migrate(name: str, module: AnsibleModule) -> _guests.Result:
             "transitions": [],
         }
     plans: dict[tuple[str, str], Plan] = {
-        ("primary", "ready"): lambda seen, _applier: _plan.serve(guest, seen, _evidence(name, module)),
+        ("primary", "ready"): lambda seen, _applier: _plan.serve(
+            guest, seen, _evidence(name, module), _generation(name, module)
+        ),
         ("primary", "protected"): lambda seen, applier: _protect(guest, seen, applier, module),
         ("primary", "absent"): lambda seen, _applier: _plan.unprotect(guest, seen),
-        ("secondary", "ready"): lambda seen, _applier: _plan.standby(guest, seen, _generation(name, module)),
+        ("secondary", "ready"): lambda seen, _applier: _plan.standby(guest, seen, _serving_generation(name, module)),
         ("secondary", "protected"): lambda seen, _applier: [] if module.check_mode else _plan.follow(guest, seen),
         ("secondary", "absent"): lambda seen, _applier: _plan.stop_standby(guest, seen, _evidence(name, module)),
     }
@@ -81,18 +83,19 @@ def _protect(guest: Guest, seen: Observation, applier: _apply.Applier, module: A
     return _plan.protect(guest, seen, features, module.params["timeout_s"], module.params["patience_s"])
 
 
+def _serving_generation(name: str, module: AnsibleModule) -> int | None:
+    """The generation that a standby is made for; in check mode nobody has made the serving copy yet."""
+    return 0 if name not in module.params["generation"] and module.check_mode else _generation(name, module)
+
+
 def _generation(name: str, module: AnsibleModule) -> int | None:
     value: t.Any = module.params["generation"].get(name)
-    if value is None and module.check_mode:
-        return 0
     if value is None:
         return None
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise InputError(
-            f"generation.{name}", value, "give the number that colo_info returned for the serving host"
-        ) from None
+        raise InputError(f"generation.{name}", value, "give the number that colo_info returned") from None
 
 
 def _evidence(name: str, module: AnsibleModule) -> str | None:

@@ -92,15 +92,16 @@ def _record(transition: str, title: str, **arguments: t.Any) -> Step:
 # --- the serving side -------------------------------------------------------------------------------------------
 
 
-def serve(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
+def serve(guest: Guest, seen: Observation, fenced_by: str | None, generation: int | None = None) -> list[Step]:
     """The guest runs here (colo_migrate role=primary state=ready); protected or not, but with nothing half-built.
 
-    Refuses to start a stopped guest without evidence about the other side (``fence_missing``), a standby
+    Refuses to start a stopped guest without evidence about the other side (``fence_missing``), or another copy than that of
+    ``generation``, of which the evidence is (``generation_changed``); refuses a standby
     (``is_standby``) and a QEMU that cannot be judged (``standing_failed``).
     """
     now = _states.standing(seen)
     if now in ("absent", "stopped"):
-        return _start(guest, seen, fenced_by)
+        return _start(guest, seen, fenced_by, generation)
     if now == "primary":
         return to_alone(guest, seen) if _half_way(seen) else []
     if now == "alone":
@@ -152,7 +153,7 @@ def _half_way(seen: Observation) -> bool:
     return in_colo and seen.record is not None and seen.record.state == "alone"
 
 
-def _start(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]:
+def _start(guest: Guest, seen: Observation, fenced_by: str | None, generation: int | None) -> list[Step]:
     if not fenced_by:
         raise RefusedError(
             "fence_missing",
@@ -161,6 +162,12 @@ def _start(guest: Guest, seen: Observation, fenced_by: str | None) -> list[Step]
         )
     if seen.record is None:
         raise no_record(guest)
+    if generation is not None and seen.record.generation != generation:
+        raise RefusedError(
+            "generation_changed",
+            f"guest {guest.name}: the copy on {guest.host} was of generation {generation} when it was chosen to be started, and is of "
+            f"{seen.record.generation} now: another run has been here meanwhile. Run site.yml again, which looks again",
+        )
     if seen.record.uncommitted:
         # Whether QEMU had finished its commit cannot be told from the images: committing again could put old data over new.
         raise RefusedError(

@@ -49,6 +49,8 @@ options:
     description:
       - Generation of each guest's serving copy, by name of the guest. Needed to make a standby (O(role=secondary) and O(state=ready)).
       - The copy here is overwritten by it. A copy that may be newer is never overwritten.
+      - With O(role=primary) and O(state=ready), the generation that this host's copy had when O(fenced_by) was found. A stopped guest is not
+        started from a copy of another one. Without it the present copy is started.
     type: dict
     default: {}
   fenced_by:

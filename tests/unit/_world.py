@@ -703,7 +703,7 @@ def site(world: World) -> str | None:
     serving = found.serving
     assert serving is not None
     guest = world.hosts[serving].guest
-    evidence = "site.yml saw that no host runs it" if found.start else None
+    evidence, chosen = ("site.yml saw that no host runs it", found.generation) if found.start else (None, None)
     standings = {side.host: side.standing for side in world.sides()}
     if _pair.stands_behind(standings.get(serving), standings.get(found.standby or "")):
         assert found.standby is not None
@@ -717,7 +717,7 @@ def site(world: World) -> str | None:
         trouble = _module(world, serving, lambda seen: _plan.unprotect(guest, seen))
         if trouble:
             return trouble
-    trouble = _module(world, serving, lambda seen: _plan.serve(guest, seen, evidence))
+    trouble = _module(world, serving, lambda seen: _plan.serve(guest, seen, evidence, chosen))
     if trouble or found.standby is None:
         return trouble or "there is no standby"
     other = world.hosts[found.standby].guest

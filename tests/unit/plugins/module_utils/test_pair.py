@@ -395,14 +395,16 @@ def test_wishes(sides: tuple[Side, Side], wish: _pair.Wish, stop: bool, start: b
 SETTLED = {"settled": True}
 
 
-def test_what_is_settled_stays_so_unless_something_else_is_wished() -> None:
+@pytest.mark.parametrize(("wish", "rests"), [("", True), ("started", True), ("stopped", False), ("restarted", False)])
+def test_what_is_settled_stays_so_unless_something_else_is_wished(wish: _pair.Wish, rests: bool) -> None:
+    assert _pair.wished(_lock_step(SETTLED, SETTLED), wish).settled is rests
+
+
+@pytest.mark.parametrize("allow_restart", [False, True])
+def test_what_lacks_some_of_its_definition_is_not_settled(allow_restart: bool) -> None:
     settled = _lock_step(SETTLED, SETTLED)
-    assert settled.settled
-    for wish, rests in (("", True), ("started", True), ("stopped", False), ("restarted", False)):
-        assert _pair.wished(settled, wish).settled is rests, wish
-    assert _pair.changed(settled, [], False).settled
-    assert not _pair.changed(settled, ["memory_mib: 1 -> 2"], False).settled
-    assert not _pair.changed(settled, ["memory_mib: 1 -> 2"], True).settled
+    assert _pair.changed(settled, [], allow_restart).settled
+    assert not _pair.changed(settled, ["memory_mib: 1 -> 2"], allow_restart).settled
 
 
 def test_one_side_that_wants_something_or_is_not_proven_unsettles_the_pair() -> None:

@@ -652,6 +652,18 @@ def test_only_a_running_protection_makes_a_setting_wait(sight: str, told: list[s
     assert _plan.waiting(GUEST, SIGHTS["stopped"]) == []
 
 
+@pytest.mark.parametrize(("more", "refused"), [(None, False), (0, False), (-1, True), (1, True)])
+def test_a_start_is_of_the_copy_that_was_chosen(more: int | None, refused: bool) -> None:
+    stopped = SIGHTS["stopped"]
+    assert stopped.record is not None
+    chosen = None if more is None else stopped.record.generation + more
+    otherwise = _said(lambda: _plan.serve(GUEST, stopped, "both seen"))
+    assert _said(lambda: _plan.serve(GUEST, stopped, "both seen", chosen)) == (
+        "generation_changed" if refused else otherwise
+    )
+    assert _plan.serve(GUEST, SIGHTS["alone"], None, chosen) == []
+
+
 def test_what_is_settled_wants_no_step() -> None:
     settled = {sight: seen for sight, seen in SIGHTS.items() if _plan.settled(GUEST, seen)}
     assert settled.keys() == {"primary", "secondary"}
