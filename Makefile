@@ -75,7 +75,7 @@ faults: bootstrap ## every fault on each side in each phase (half an hour); CASE
 	  $(if $(CASES),--cases '$(CASES)') faults
 
 .PHONY: faults-page
-faults-page: bootstrap ## write the last result of each fault into docs/docsite/faults.md
+faults-page: bootstrap ## add the runs of make faults to docs/docsite/faults-runs.jsonl, and write the table of all into faults.md
 	python tests/lab/campaign_faults.py
 
 .PHONY: bench

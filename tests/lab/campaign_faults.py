@@ -42,6 +42,7 @@ from ansible_collections.lockstep.colo.tests.unit import _plans
 
 FILTERS = FilterModule().filters()
 PAGE = TOP / "docs" / "docsite" / "faults.md"
+RUNS = PAGE.with_name("faults-runs.jsonl")
 # A playbook that is still not over then hangs.
 PLAYBOOK_S = 300.0
 # What a machine that does much else may add to a step's own deadline.
@@ -617,10 +618,30 @@ def sums(done: t.Sequence[Json]) -> str:
     )
 
 
+def slim(run: Json) -> Json:
+    """What the page wants of a run. It is kept with the sources: no machine does all runs, and a count that nobody can count again says little."""
+    kept = {key: run[key] for key in ("seed", "number", "case", "lost", "acknowledged", "restart_without_need")}
+    return {
+        **kept,
+        "at": round(run["at"]),
+        "gap_ms": round(run["gap_ms"]),
+        **{key: len(run[key]) for key in ("two", "overdue", "troubles")},
+    }
+
+
+def merged(kept: t.Sequence[Json], new: t.Sequence[Json]) -> list[Json]:
+    """All runs, oldest first, each once."""
+    runs = {(run["seed"], run["number"], run["at"]): run for run in (*kept, *map(slim, new))}
+    return sorted(runs.values(), key=lambda run: (run["at"], run["number"]))
+
+
 def main() -> int:
-    """Write the table of all evidence into the page."""
+    """Add the evidence of this machine to the runs that are kept, and write the table of all of them into the page."""
+    found = [run for path in sorted(EVIDENCE.glob("faults-*.jsonl")) for run in read(path)]
+    runs = merged(read(RUNS), found)
+    RUNS.write_text("".join(json.dumps(run) + "\n" for run in runs), encoding="utf-8")
     known = {case.name for case in CASES}
-    done = [run for path in sorted(EVIDENCE.glob("faults-*.jsonl")) for run in read(path) if run["case"] in known]
+    done = [run for run in runs if run["case"] in known]
     page = PAGE.read_text(encoding="utf-8")
     head, _old, rest = page.partition(BEGIN)
     _table, _end, foot = rest.partition(END)

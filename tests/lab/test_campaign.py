@@ -138,8 +138,13 @@ def test_a_refusal_gives_its_reasons(tmp_path: pathlib.Path) -> None:
 def test_a_guest_whose_failover_failed_has_no_figure(tmp_path: pathlib.Path) -> None:
     done = {"actions": ["yank"], "timings": {"total_ms": 120.0}}
     guests = {"web1": done, "web2": {**done, "error": {"error_code": "deadline_passed"}}, "web3": {"actions": []}}
-    lines = [{"module": "colo_failover", "guests": guests}, {"module": "colo_info", "guests": {"web4": done}}]
-    assert campaign_many.module_ms(Play("failover", 0.0, 1.0, 2, lines, tmp_path / "log")) == {"web1": 120.0}
+    lines = [
+        {"module": "colo_failover", "began": 2.5, "guests": guests},
+        {"module": "colo_info", "began": 1.5, "guests": {"web4": done}},
+    ]
+    play = Play("failover", 2.0, 3.0, 2, lines, tmp_path / "log")
+    assert campaign_many.module_ms(play) == {"web1": 120.0}
+    assert campaign_many.alone_after_s(play) == {"web1": pytest.approx(0.62)}
 
 
 def test_the_slowest_of_ours_meets_the_fastest_of_theirs() -> None:
@@ -198,6 +203,22 @@ def test_the_page_has_every_case_as_it_is_expected() -> None:
         line.split(" | ") for line in page.partition(campaign_faults.BEGIN)[2].splitlines() if line.startswith("| ")
     ]
     assert [row[:5] for row in found[1:]] == [row[:5] for row in wanted]
+
+
+def test_a_run_is_kept_once_and_says_what_it_said() -> None:
+    def run(number: int, at: float, **more: t.Any) -> dict[str, t.Any]:
+        return {
+            "seed": 7, "number": number, "case": faults_cases.CASES[number].name, "at": at, "gap_ms": 1234.5, "acknowledged": 10, "lost": 0,
+            "restart_without_need": False, "two": [], "overdue": [], "troubles": [], "frames": {"alpha": [[1, 2]]}, **more,
+        }  # fmt: skip
+
+    good, bad = run(0, 20.2), run(1, 10.7, troubles=["it did not"], two=[[1, 2]])
+    kept = campaign_faults.merged([], [good, bad])
+    assert [one["number"] for one in kept] == [1, 0]
+    assert [campaign_faults.holds(one) for one in kept] == [False, True]
+    assert campaign_faults.merged(kept, [bad, good]) == kept
+    assert campaign_faults.sums(kept) == campaign_faults.sums([bad, good])
+    assert campaign_faults.table(kept) == campaign_faults.table([bad, good])
 
 
 def test_runs_of_a_seed_can_be_had_again_and_take_every_case_in_turn() -> None:
