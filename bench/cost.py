@@ -23,7 +23,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import _guest
 
 ROW = 4
 ALONE, OURS, QEMU = "alone", f"ours ({_guest.DEFAULT_PROFILE})", "QEMU's defaults"
-# All right after the guest was protected: nothing but the channels, or the encryption of the link, differs.
+# All right after the guest was protected; the last two by site.yml, at the end of each round.
 FRESH, CHANNELS, CLEAR = "ours, just protected", "ours, just protected, multifd", "ours, just protected, not encrypted"
 # qapi/migration.json and net/colo-compare.c
 QEMU_DEFAULTS = {"checkpoint_delay_ms": 20000, "compare_timeout_ms": 3000, "expired_scan_cycle_ms": 1000}

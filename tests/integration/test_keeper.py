@@ -82,6 +82,7 @@ class Side:
         paths = {name: self.directory / name for name in ("config", "state", "run", "credentials")}
         for path in paths.values():
             path.mkdir(parents=True)
+        (paths["run"] / "operator").mkdir()
         self.config = paths["config"] / "web1.json"
         self.key_file = paths["credentials"] / "key"
         self.key_file.write_text(KEY + "\n")

@@ -107,6 +107,7 @@ def test_colo_host_info(definition: dict[str, t.Any]) -> None:
         "allow_restart": False,
         "definitions": [definition],
         "user": "root",
+        "monitor_group": "",
         "bridges": {},
     }
 

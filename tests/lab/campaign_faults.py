@@ -638,6 +638,11 @@ def merged(kept: t.Sequence[Json], new: t.Sequence[Json]) -> list[Json]:
 def main() -> int:
     """Add the evidence of this machine to the runs that are kept, and write the table of all of them into the page."""
     found = [run for path in sorted(EVIDENCE.glob("faults-*.jsonl")) for run in read(path)]
+    if not RUNS.exists():
+        # the first time: what the page says of earlier runs is not in the evidence of this machine
+        print(
+            f"{RUNS.name} begins with the {len(found)} runs of this machine; those that the page tells of were not kept one by one"
+        )
     runs = merged(read(RUNS), found)
     RUNS.write_text("".join(json.dumps(run) + "\n" for run in runs), encoding="utf-8")
     known = {case.name for case in CASES}
