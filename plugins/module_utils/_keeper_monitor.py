@@ -17,7 +17,7 @@ import time
 import traceback
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _rules, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils import _rewriter, _rules, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_base import Json, Lane, age_ms, log, now_iso
@@ -231,6 +231,8 @@ class Monitor:
             log("info", "event", event=name, data=data)
         if meaning.runstate:
             qemu.runstate = meaning.runstate
+        if name == "RESUME":
+            self._flush()
         if meaning.new_session:
             qemu.session_at = at
             qemu.checkpoints = _rules.Checkpoints()
@@ -244,6 +246,12 @@ class Monitor:
             self._migration_changed.set()
         for action in meaning.actions:
             self._act(action, meaning.reason)
+
+    def _flush(self) -> None:
+        try:
+            _rewriter.flush(self._guest)
+        except OSError as exc:
+            log("error", "packets may be held by a rewriter", reason=str(exc))
 
     # --- questions
 

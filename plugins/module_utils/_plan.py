@@ -433,7 +433,6 @@ def _protect_forward(
             "standing_failed", f"guest {guest.name}: QEMU on {guest.host} gives no answer ({trouble(seen)})"
         )
     disks = range(len(guest.disks))
-    rewriters = {name for name, kind in qemu.objects.items() if kind == "filter-rewriter"}
     resyncs = [_topology.resync_job(disk) for disk in disks]
     link_chardevs = [name for nic in range(len(guest.nics)) for name in _topology.primary_link_chardevs(nic)]
     before_switchover = ["none", "setup", "wait-unplug", "active", "cancelled", "failed", "completed"]
@@ -470,7 +469,7 @@ def _protect_forward(
         *_all(_topology.replication_commands(guest)),
         # QEMU 11.1 may crash when colo-compare is put on a channel whose other end has just died
         Step("wait_links", "the packet channels are still connected", {"chardevs": link_chardevs}, 0.1, changes=False),
-        *_all(_topology.primary_filter_commands(guest, rewriters)),
+        *_all(_topology.primary_filter_commands(guest, qemu.objects)),
         _record("enter_protection", "protected from here on"),
         _qmp("migrate-continue", {"state": "pre-switchover"}),
         Step(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _rules
+from ansible_collections.lockstep.colo.plugins.module_utils import _rules, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._generation import Record
 
@@ -198,9 +198,10 @@ def leftovers(seen: Observation) -> bool:
         or any(node.startswith(("nbd", "watch", "replication")) for node in qemu.nodes)
         or any(
             kind in ("filter-mirror", "filter-redirector", "colo-compare", "tls-creds-psk")
-            for kind in qemu.objects.values()
+            for name, kind in qemu.objects.items()
+            if not name.startswith(_topology.FLUSHER_PREFIX)
         )
-        or any(not name.startswith(("monitor-", "console")) for name in qemu.chardevs)
+        or any(not name.startswith(("monitor-", "console", _topology.FLUSHER_PREFIX)) for name in qemu.chardevs)
         or bool(qemu.exports)
         or qemu.migration in MIGRATION_ACTIVE
     )

@@ -22,6 +22,7 @@ Command = tuple[str, dict[str, t.Any]]
 
 # Monitors have this prefix so that no rule can ever yank one by mistake (query-yank lists them too).
 MONITOR_PREFIX = "monitor-"
+FLUSHER_PREFIX = "flush"
 QUORUM_PREFIX = "colo-disk"
 QUORUM_CHILD = "children.1"
 
@@ -97,6 +98,21 @@ def standby_filters(nic: int) -> tuple[str, ...]:
 def rewriter(nic: int) -> str:
     """The filter that keeps TCP sequence numbers equal; it must stay for as long as connections made in COLO live."""
     return f"rew{nic}"
+
+
+def flusher(nic: int) -> str:
+    """The redirector before the rewriter, which ``_rewriter`` says the use of; it stays with the rewriter."""
+    return f"{FLUSHER_PREFIX}{nic}"
+
+
+def flusher_chardev(nic: int) -> str:
+    """The character device that :func:`flusher` reads from; it stays as well."""
+    return f"{FLUSHER_PREFIX}in{nic}"
+
+
+def flush_pipe(guest: Guest, nic: int) -> str:
+    """The named pipe behind :func:`flusher_chardev`."""
+    return f"{guest.paths.run}/flush{nic}"
 
 
 def standby_chardevs(nic: int) -> tuple[str, str]:
@@ -261,6 +277,10 @@ def _chardev(name: str, addr: dict[str, t.Any], **data: t.Any) -> Command:
     return ("chardev-add", {"id": name, "backend": {"type": "socket", "data": {"addr": addr, **data}}})
 
 
+def _pipe(path: str) -> dict[str, t.Any]:
+    return {"type": "pipe", "data": {"device": path}}
+
+
 def standby_commands(guest: Guest) -> list[Command]:
     """Listeners and filters of a standby, before ``migrate-incoming``; all listeners on the own link address."""
     own = guest.link_address
@@ -308,6 +328,18 @@ def standby_commands(guest: Guest) -> list[Command]:
                     "netdev": netdev,
                     "queue": "rx",
                     "outdev": red1,
+                    **vnet,
+                },
+            ),
+            ("chardev-add", {"id": flusher_chardev(number), "backend": _pipe(flush_pipe(guest, number))}),
+            (
+                "object-add",
+                {
+                    "qom-type": "filter-redirector",
+                    "id": flusher(number),
+                    "netdev": netdev,
+                    "queue": "tx",
+                    "indev": flusher_chardev(number),
                     **vnet,
                 },
             ),
@@ -370,16 +402,16 @@ def primary_chardev_commands(guest: Guest, reconnect_option: str | None) -> list
     return commands
 
 
-def primary_filter_commands(guest: Guest, rewriters: t.Collection[str]) -> list[Command]:
+def primary_filter_commands(guest: Guest, present: t.Collection[str]) -> list[Command]:
     """Filters of the primary, added while the guest is paused at the switchover.
 
-    Where a rewriter of an earlier life as a standby is still there, ours go before it: packets must be compared as the
-    wire sees them.
+    Where a rewriter of an earlier life as a standby is still there (*present* names QEMU's objects), ours go before it and
+    its flusher: packets must be compared as the wire sees them.
     """
     commands: list[Command] = []
     for number, nic in enumerate(guest.nics):
         vnet = {"vnet_hdr_support": True} if nic.vnet_header else {}
-        place = {"insert": "before", "position": f"id={rewriter(number)}"} if rewriter(number) in rewriters else {}
+        place = {"insert": "before", "position": f"id={flusher(number)}"} if flusher(number) in present else {}
         common = {"netdev": f"hn{number}", **place, **vnet}
         commands += [
             (

@@ -49,6 +49,25 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
+# Offsets in Linux's `struct tcp_info` (include/uapi/linux/tcp.h): bytes to begin with, then 32-bit words.
+TCP_INFO_BYTES = {"state": 0, "retransmits": 2, "backoff": 4}
+TCP_INFO_WORDS = {"rto_us": 8, "unacked": 24, "last_data_sent_ms": 44, "last_data_recv_ms": 52, "last_ack_recv_ms": 56}
+
+
+def tcp_info(line: socket.socket) -> dict[str, int]:
+    """What the kernel knows of a connection; ``unacked`` segments mean that the other side's TCP is silent, not only its program."""
+    told = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    found = {name: told[at] for name, at in TCP_INFO_BYTES.items()}
+    return found | {name: int.from_bytes(told[at : at + 4], sys.byteorder) for name, at in TCP_INFO_WORDS.items()}
+
+
+def tcp_counters() -> dict[str, int]:
+    """`TcpExt` of this network namespace, among them PAWSEstab, TCPACKSkippedSeq and others that say why segments were dropped."""
+    lines = [line.split() for line in pathlib.Path("/proc/net/netstat").read_text(encoding="ascii").splitlines()]
+    names, values = (line for line in lines if line[0] == "TcpExt:")
+    return dict(zip(names[1:], map(int, values[1:]), strict=True))
+
+
 def parse_answer(line: bytes) -> tuple[int, int, str]:
     """`n COUNTER BOOTID`; everything else is a ValueError."""
     words = line.decode("ascii", "replace").split()
@@ -94,6 +113,7 @@ class Channel:
     longest_ms: float = 0.0
     longest_at: float = 0.0
     error: str | None = None
+    autopsy: dict[str, Any] | None = None  # of a connection that was lost
     lost: int | None = None
     checked_on_same_connection: bool = False
 
@@ -192,11 +212,16 @@ class ContinuityClient:
             return
         raw: socket.socket = writer.get_extra_info("socket")
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        before = tcp_counters()
         healthy = True
         try:
             await self._requests(channel, reader, writer)
         except (OSError, ValueError, EOFError, TimeoutError) as error:
             channel.error = explain(error)
+            grown = {name: value - before[name] for name, value in tcp_counters().items() if value != before[name]}
+            # of a connection that was reset the transport has closed the socket by now
+            info = tcp_info(raw) if raw.fileno() >= 0 else None
+            channel.autopsy = {"connection": channel.number, "tcp_info": info, "counters_grown_by": grown}
             healthy = False
         channel.end(time.monotonic())
         await self._check(channel, (reader, writer) if healthy else None)
@@ -323,6 +348,7 @@ class ContinuityClient:
             "errors": [
                 f"connection {channel.number}: {channel.error}" for channel in channels if channel.error is not None
             ],
+            "autopsies": [channel.autopsy for channel in channels if channel.autopsy is not None],
             "sent": sum(channel.sent for channel in channels),
             "acknowledged": acknowledged,
             "lost": lost,

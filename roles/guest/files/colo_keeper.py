@@ -11,8 +11,8 @@
 
 QEMU tells the death of a peer once, to whoever is connected; and when its main loop is blocked, only a monitor that
 was connected before can free it. So the keeper connects before the guest runs and holds on. It may let go, never take
-over: all that it does by itself is to end a switchover that waits too long and to write down, durably, that a copy is
-stale or that protection is void. What an event means is decided in ``_rules``. The parts: ``_keeper_monitor``
+over: all that it does by itself is to end a switchover that waits too long, to write down, durably, that a copy is
+stale or that protection is void, and to have QEMU deliver packets that it holds (``_rewriter``). What an event means is decided in ``_rules``. The parts: ``_keeper_monitor``
 (QEMU), ``_keeper_records`` (the generation record), ``_keeper_heartbeat`` (the peer); here are the local API, the
 start gate, and what joins them.
 
@@ -40,6 +40,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _generation,
     _keeper_monitor,
     _key,
+    _rewriter,
     _rules,
     _store,
     _topology,
@@ -324,6 +325,7 @@ def launch(guest: Guest) -> t.NoReturn:
     """Pass the start gate, take the permit away, and become QEMU."""
     role = check(guest)
     pathlib.Path(guest.permit_file).unlink()
+    _rewriter.make_pipes(guest)
     pathlib.Path(guest.started_file).write_text(json.dumps(shape(dataclasses.asdict(guest))), encoding="utf-8")
     argv = _topology.qemu_argv(guest, t.cast("_topology.Role", role))
     os.execv(argv[0], argv)  # noqa: S606 - to become QEMU is the purpose

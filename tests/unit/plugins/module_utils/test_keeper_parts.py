@@ -18,7 +18,7 @@ import typing as t
 import pytest
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _generation as g
-from ansible_collections.lockstep.colo.plugins.module_utils import _guest, _keeper_monitor, _store
+from ansible_collections.lockstep.colo.plugins.module_utils import _guest, _keeper_monitor, _rewriter, _store
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_base import Lane
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
@@ -99,6 +99,24 @@ def test_a_connection_to_a_process_that_has_ended_is_none(standby: _guest.Guest)
 
         asyncio.run(scenario())
         assert told == [Action.TELL_PEER]
+
+
+def test_a_guest_that_goes_on_has_its_rewriters_flushed(
+    standby: _guest.Guest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(_rewriter, "flush", lambda guest: flushed.append(guest.host))
+    monitor = _keeper_monitor.Monitor(standby, lambda: "standby", lambda _action, _reason: None)
+    for name in ("STOP", "RESUME", "VNC_CONNECTED"):
+        monitor._on_event(name, {}, 1.0)
+    assert flushed == ["beta"]
+
+    def broken(_guest: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(_rewriter, "flush", broken)
+    monitor._on_event("RESUME", {}, 2.0)
+    assert "packets may be held by a rewriter" in "".join(capsys.readouterr())
 
 
 # --- the record writer ------------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ STANDBY = [
     "chardev-add red1-0",
     "object-add f1-0",
     "object-add f2-0",
+    "chardev-add flushin0",
+    "object-add flush0",
     "object-add rew0",
     "migrate-set-parameters",
     "migrate-incoming",
@@ -496,17 +498,22 @@ def test_a_takeover_that_was_killed_late_is_cleaned_up(left: str) -> None:
     assert titles == [*LET_GO, *gone, *RUNS, "the overlays are committed", "record: the parent image is the whole copy"]
 
 
-def test_a_rewriter_alone_is_no_leftover() -> None:
+def test_a_rewriter_with_its_flusher_is_no_leftover() -> None:
     """It has to stay for as long as connections made in lock step live."""
-    seen = _make.seen(_make.qemu(objects={"rew0": "filter-rewriter"}))
+    seen = _make.seen(
+        _make.qemu(
+            objects={"flush0": "filter-redirector", "rew0": "filter-rewriter"},
+            chardevs={"monitor-keeper": True, "flushin0": True},
+        )
+    )
     assert _plan.serve(GUEST, seen, None) == []
 
 
 def test_filters_of_a_former_standby_go_before_its_rewriter() -> None:
-    seen = _make.seen(_make.qemu(objects={"rew0": "filter-rewriter"}))
+    seen = _make.seen(_make.qemu(objects={"flush0": "filter-redirector", "rew0": "filter-rewriter"}))
     steps = _plan.protect(GUEST, seen, _make.FEATURES, 60)
     filters = [step.arguments["arguments"] for step in steps if step.title in ("object-add m0", "object-add redire0-0")]
-    assert [entry["position"] for entry in filters] == ["id=rew0", "id=rew0"]
+    assert [entry["position"] for entry in filters] == ["id=flush0", "id=flush0"]
     assert {entry["insert"] for entry in filters} == {"before"}
 
 

@@ -103,7 +103,7 @@ def test_each_trace_of_colo_is_a_leftover(more: dict[str, t.Any]) -> None:
     "more",
     [
         {},
-        {"objects": {"rew0": "filter-rewriter"}},
+        {"objects": {"flush0": "filter-redirector", "rew0": "filter-rewriter"}, "chardevs": {"flushin0": True}},
         {"nodes": frozenset({"parent0", "colo-disk0", "childs0", "active0", "hidden0"})},
         {"migration": "completed"},
         {"migration": "failed"},

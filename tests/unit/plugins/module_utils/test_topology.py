@@ -20,6 +20,11 @@ def _after(argv: list[str], option: str) -> list[str]:
     return [value for name, value in zip(argv, argv[1:]) if name == option]
 
 
+def _address_type(arguments: dict[str, t.Any]) -> str | None:
+    """Of a character device that is made; None of one without an address."""
+    return t.cast("str | None", arguments["backend"]["data"].get("addr", {}).get("type"))
+
+
 def _inet(commands: t.Iterable[_topology.Command]) -> list[tuple[str, str, bool]]:
     """(address, port, listens) of every TCP socket that these commands make."""
     found: list[tuple[str, str, bool]] = []
@@ -28,7 +33,7 @@ def _inet(commands: t.Iterable[_topology.Command]) -> list[tuple[str, str, bool]
             found.append((arguments["addr"]["data"]["host"], arguments["addr"]["data"]["port"], True))
         elif command == "blockdev-add" and arguments["driver"] == "nbd":
             found.append((arguments["server"]["host"], arguments["server"]["port"], False))
-        elif command == "chardev-add" and arguments["backend"]["data"]["addr"]["type"] == "inet":
+        elif command == "chardev-add" and _address_type(arguments) == "inet":
             data = arguments["backend"]["data"]
             found.append((data["addr"]["data"]["host"], data["addr"]["data"]["port"], data["server"]))
     return found
@@ -58,7 +63,7 @@ def _over_the_link(guest: _guest.Guest) -> list[t.Any]:
         for command, arguments in commands
         if command in ("nbd-server-start", "migrate-set-parameters")
         or (command == "blockdev-add" and arguments["driver"] == "nbd")
-        or (command == "chardev-add" and arguments["backend"]["data"]["addr"]["type"] == "inet")
+        or (command == "chardev-add" and _address_type(arguments) == "inet")
     ]
 
 
@@ -99,7 +104,7 @@ def test_clients_never_connect_in_the_main_loop(option: str, value: int) -> None
     clients = [
         arguments["backend"]["data"]
         for _command, arguments in _topology.primary_chardev_commands(ALPHA, option)
-        if arguments["backend"]["data"]["addr"]["type"] == "inet"
+        if _address_type(arguments) == "inet"
     ]
     assert len(clients) == 4
     assert all(data[option] == value for data in clients)
@@ -128,10 +133,12 @@ def test_every_object_that_is_made_is_taken_away_again() -> None:
     assert made == {name for nic in (0, 1) for name in _topology.primary_chardevs(nic)}
     standby = _topology.standby_commands(BETA)
     made = {args["id"] for command, args in standby if command == "object-add"}
-    filters = {name for nic in (0, 1) for name in (*_topology.standby_filters(nic), _topology.rewriter(nic))}
-    assert made == filters | {_topology.tls_credentials("standby")}
+    stay = {name for nic in (0, 1) for name in (_topology.flusher(nic), _topology.rewriter(nic))}
+    filters = {name for nic in (0, 1) for name in _topology.standby_filters(nic)}
+    assert made == filters | stay | {_topology.tls_credentials("standby")}
     made = {args["id"] for command, args in standby if command == "chardev-add"}
-    assert made == {name for nic in (0, 1) for name in _topology.standby_chardevs(nic)}
+    stay = {_topology.flusher_chardev(nic) for nic in (0, 1)}
+    assert made == stay | {name for nic in (0, 1) for name in _topology.standby_chardevs(nic)}
 
 
 @pytest.mark.parametrize("model", _guest.NIC_MODELS)
@@ -142,7 +149,7 @@ def test_a_virtio_card_has_its_header_told_to_all_filters_or_to_none(model: str)
         for command, arguments in [*_topology.standby_commands(guest), *_topology.primary_filter_commands(guest, ())]
         if command == "object-add" and arguments["qom-type"] not in ("iothread", "tls-creds-psk")
     ]
-    assert len(objects) == 7
+    assert len(objects) == 8
     assert {entry.get("vnet_hdr_support", False) for entry in objects} == {model == "virtio-net-pci"}
 
 
@@ -155,13 +162,13 @@ def _one_card(model: str) -> _guest.Guest:
 def test_only_cards_that_have_a_rewriter_get_their_filters_before_it() -> None:
     placed = {
         arguments["id"]: arguments.get("position")
-        for command, arguments in _topology.primary_filter_commands(ALPHA, {"rew1"})
+        for command, arguments in _topology.primary_filter_commands(ALPHA, {"flush1", "rew1"})
         if arguments["qom-type"].startswith("filter-")
     }
     assert {name: where for name, where in placed.items() if where} == {
-        "m1": "id=rew1",
-        "redire0-1": "id=rew1",
-        "redire1-1": "id=rew1",
+        "m1": "id=flush1",
+        "redire0-1": "id=flush1",
+        "redire1-1": "id=flush1",
     }
 
 
@@ -293,7 +300,7 @@ def test_everything_that_can_block_the_main_loop_is_yanked_migration_first() -> 
     over_the_link = {
         args["id"]
         for _command, args in [*_topology.primary_chardev_commands(ALPHA, None), *_topology.standby_commands(ALPHA)]
-        if _command == "chardev-add" and args["backend"]["data"]["addr"]["type"] == "inet"
+        if _command == "chardev-add" and _address_type(args) == "inet"
     }
     assert {entry["id"] for entry in instances if entry["type"] == "chardev"} == over_the_link
 
