@@ -344,6 +344,8 @@ class Run:
         hand.strike_at(self.case.phase, fault)
         if not hand.struck.wait(seconds):
             raise StageError(f"the phase {self.case.phase} was not reached in {seconds:.0f} s")
+        if hand.missed is not None:
+            raise hand.missed
 
     def _strike_building(self, fault: t.Callable[[], None], watch: Watch) -> float:
         running = self.stage.start("site", *PROTECT)

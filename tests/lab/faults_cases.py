@@ -134,6 +134,9 @@ def _hung() -> list[Case]:
     cases += [
         Case("QEMU stopped (SIGSTOP)", "standby", phase, ("unknown", "degraded"), HUNG_STANDBY) for phase in LOCK_STEP
     ]
+    # the next checkpoint waits for it with the main loop
+    cases.append(Case("disk hangs", "serving", "load", ("unknown", "degraded"), HUNG_SERVING, "other"))
+    cases.append(Case("disk hangs", "standby", "load", ("unknown", "degraded"), HUNG_STANDBY))
     cases += [
         Case("QEMU stopped (SIGSTOP)", "standby", phase, ("unprotected", "protecting"), build="fails")
         for phase in BUILDING

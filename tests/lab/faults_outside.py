@@ -75,6 +75,7 @@ class Hand(threading.Thread):
         self._write = threading.Lock()
         self._strike: tuple[c.Callable[[str, Json], bool], c.Callable[[], None]] | None = None
         self.struck = threading.Event()
+        self.missed: StageError | None = None  # why it was not done
         self._over = threading.Event()
 
     # --- processes
@@ -183,12 +184,16 @@ class Hand(threading.Thread):
     def _event(self, name: str, data: Json) -> None:
         if self._strike is not None and self._strike[0](name, data):
             strike, self._strike = self._strike[1], None
-            strike()
+            try:
+                strike()
+            except StageError as exc:
+                self.missed = exc
             self.struck.set()
 
     def strike_at(self, phase: Phase, strike: c.Callable[[], None]) -> None:
-        """Have something done at the next event that marks the phase; `struck` tells when it is done."""
+        """Have something done at the next event that marks the phase; `struck` tells when it is done, or `missed`."""
         self.struck.clear()
+        self.missed = None
         self._strike = (marks(phase), strike)
 
     def _send(self, command: str, arguments: Json | None = None) -> int:
@@ -249,14 +254,23 @@ class Hand(threading.Thread):
 
     def break_disk(self, node: str, error: int, once: bool = False) -> None:
         """From now on every write to a node's file fails with this error, as its disk would have it; or the next one."""
+        self._debugged(node, **{"inject-error": [{"event": "none", "errno": error, "once": once, "iotype": "write"}]})
+
+    def hang_disk(self, node: str) -> None:
+        """The next write to a node's file never ends: what waits for the disk waits for ever, as for one that hangs."""
+        name = self._debugged(node)
+        self.ask("human-monitor-command", **{"command-line": f'qemu-io {name} "break write_aio hang"'})
+
+    def _debugged(self, node: str, **rules: t.Any) -> str:
+        """Put a node of blkdebug below another one, and return its name."""
         nodes = {each["node-name"]: each for each in self.ask("query-named-block-nodes", flat=True)}
         children = {child["child"]: child["node-name"] for child in nodes[node]["children"]}
-        rule = {"event": "none", "errno": error, "once": once, "iotype": "write"}
         name = f"fault{next(self._numbers)}"
-        fault = {"driver": "blkdebug", "node-name": name, "image": children["file"], "inject-error": [rule]}
+        fault = {"driver": "blkdebug", "node-name": name, "image": children["file"], **rules}
         self.ask("blockdev-add", **fault)
         broken = {"driver": "qcow2", "node-name": node, "file": name, "backing": children.get("backing")}
         self.ask("blockdev-reopen", options=[broken])
+        return name
 
 
 Heal = c.Callable[[], None]
@@ -270,8 +284,17 @@ Made = tuple[c.Callable[[], None], Heal]  # what makes a fault, and what ends it
 
 
 def _stopped(hand: Hand) -> Made:
-    process = hand.qemu()
-    return lambda: hand.signal(signal.SIGSTOP, process), lambda: hand.signal(signal.SIGCONT, process)
+    stopped: list[Process | None] = []  # while a guest is being protected, its standby is not there before
+
+    def stop() -> None:
+        stopped.append(hand.qemu())
+        hand.signal(signal.SIGSTOP, stopped[-1])
+
+    def go_on() -> None:
+        for process in stopped:
+            hand.signal(signal.SIGCONT, process)
+
+    return stop, go_on
 
 
 def _unplugged(hand: Hand, kind: str) -> Made:
@@ -313,6 +336,10 @@ FAULTS: dict[str, c.Callable[[Hand], Made]] = {
     "overlay full (ENOSPC, once)": lambda hand: (lambda: hand.break_disk("active0", errno.ENOSPC, once=True), nothing),
     "overlay fails (EIO)": lambda hand: (lambda: hand.break_disk("active0", errno.EIO), nothing),
     "parent disk fails (EIO)": lambda hand: (lambda: hand.break_disk("parent0", errno.EIO), nothing),
+    "disk hangs": lambda hand: (
+        lambda: hand.hang_disk("active0" if hand.mode() == "secondary" else "parent0"),
+        nothing,
+    ),
     "disk replication lost (NBD)": lambda hand: (lambda: t.cast("None", hand.ask("nbd-server-stop")), nothing),
 }
 

@@ -12,9 +12,9 @@
 QEMU tells the death of a peer once, to whoever is connected; and when its main loop is blocked, only a monitor that
 was connected before can free it. So the keeper connects before the guest runs and holds on. It may let go, never take
 over: all that it does by itself is to end a switchover that waits too long, to write down, durably, that a copy is
-stale or that protection is void, and to have QEMU deliver packets that it holds (``_rewriter``). What an event means is decided in ``_rules``. The parts: ``_keeper_monitor``
-(QEMU), ``_keeper_records`` (the generation record), ``_keeper_heartbeat`` (the peer); here are the local API, the
-start gate, and what joins them.
+stale or that protection is void, and to have QEMU deliver packets that it holds (``_rewriter``). What an event
+means is decided in ``_rules``. The parts: ``_keeper_monitor`` (QEMU), ``_keeper_records`` (the generation record),
+``_keeper_heartbeat`` (the peer); here are the local API, the start gate, and what joins them.
 
 Nothing waits without an end except for work to do. What may hang (QEMU's main loop, the disk) is asked through a
 ``Lane``, one call at a time, and never by the event loop itself.
