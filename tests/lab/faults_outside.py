@@ -337,7 +337,7 @@ FAULTS: dict[str, c.Callable[[Hand], Made]] = {
     "overlay fails (EIO)": lambda hand: (lambda: hand.break_disk("active0", errno.EIO), nothing),
     "parent disk fails (EIO)": lambda hand: (lambda: hand.break_disk("parent0", errno.EIO), nothing),
     "disk hangs": lambda hand: (
-        lambda: hand.hang_disk("active0" if hand.mode() == "secondary" else "parent0"),
+        lambda: hand.hang_disk("active0" if hand.ask("query-colo-status")["mode"] == "secondary" else "parent0"),
         nothing,
     ),
     "disk replication lost (NBD)": lambda hand: (lambda: t.cast("None", hand.ask("nbd-server-stop")), nothing),
