@@ -111,6 +111,7 @@ def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = Non
         )
         if not seen.process:
             return seen
+        asked = time.monotonic()
         try:
             if monitor is not None:
                 return dataclasses.replace(seen, qemu=ask(monitor))
@@ -118,10 +119,24 @@ def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = Non
                 return dataclasses.replace(seen, qemu=ask(own))
         except ColoError as exc:
             if exc.error_code not in ("qmp_lost", "qmp_unreachable") or time.monotonic() >= end:
-                return dataclasses.replace(seen, trouble=f"{exc.error_code}: {exc.message}")
+                taken = exc.error_code == "qmp_busy" and _answers_keeper(guest, asked)
+                return dataclasses.replace(seen, trouble=f"{exc.error_code}: {exc.message}", busy=taken)
         monitor = None
         # It is leaving, or does not listen yet: systemd tells which, a moment later and to nobody who waits. PASSING_S ends it.
         time.sleep(0.02)
+
+
+def _answers_keeper(guest: Guest, since: float) -> bool:
+    """Whether QEMU has answered its keeper *since* (monotonic); asks for as long as a keeper may be without an answer."""
+    end = since + guest.tuning.heartbeat_timeout_ms / 1000
+    while True:
+        waited_ms = (time.monotonic() - since) * 1000
+        if _states.answered_within(keeper_state(guest), waited_ms):
+            return True
+        if time.monotonic() >= end:
+            return False
+        # the keeper answers questions and announces nothing
+        time.sleep(0.05)
 
 
 def ask(monitor: Monitor) -> Qemu:

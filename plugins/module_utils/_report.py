@@ -70,7 +70,7 @@ def report(guest: Guest, seen: Observation) -> dict[str, t.Any]:
         "void_reason": side.void_reason,
         "disk_error": side.disk_error,
         "trouble": seen.trouble,
-        "busy": _states.busy(seen, guest.tuning.heartbeat_timeout_ms),
+        "busy": seen.busy,
         "peer_heard": _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms),
         "settled": _plan.settled(guest, seen),
         "leftovers": _states.leftovers(seen),

@@ -77,7 +77,8 @@ class Observation:
     """What one host says about one guest.
 
     ``unit`` is systemd's ActiveState; ``qemu`` is None when there is no process or no answer (then ``trouble`` says
-    why); ``keeper`` is the keeper's state or None when it does not answer.
+    why); ``keeper`` is the keeper's state or None when it does not answer. ``busy``: no answer, but the keeper has had one
+    meanwhile, so that another program holds the monitor and nothing is wrong with QEMU.
     """
 
     deployed: bool
@@ -87,6 +88,7 @@ class Observation:
     keeper: t.Mapping[str, t.Any] | None
     record: Record | None
     key_current: bool = True  # what QEMU reads of the guest's key is made from the present one, or none is needed
+    busy: bool = False
 
     @property
     def process(self) -> bool:
@@ -172,12 +174,12 @@ def peer_alive(keeper: t.Mapping[str, t.Any] | None, heartbeat_interval_ms: int)
     return heard and payload.get("qemu_status") is not None
 
 
-def busy(seen: Observation, limit_ms: int) -> bool:
-    """Whether another program holds the monitor of a QEMU that answers its keeper, so that nothing is wrong with it."""
-    if seen.trouble is None or not seen.trouble.startswith("qmp_busy:") or seen.keeper is None:
+def answered_within(keeper: t.Mapping[str, t.Any] | None, limit_ms: float) -> bool:
+    """Whether QEMU has answered this keeper in the last ``limit_ms``."""
+    if keeper is None or not keeper["qemu"]["connected"]:
         return False
-    age_ms = seen.keeper["qemu"].get("answer_age_ms")
-    return bool(seen.keeper["qemu"]["connected"]) and age_ms is not None and age_ms < limit_ms
+    age_ms = keeper["qemu"].get("answer_age_ms")
+    return age_ms is not None and age_ms < limit_ms
 
 
 def peer_released(keeper: t.Mapping[str, t.Any] | None, generation: int) -> bool:

@@ -84,10 +84,10 @@ class Host:
         return self.packets
 
     def deploy(
-        self, name: str = "web1", *transitions: t.Callable[[_generation.Record], _generation.Record]
+        self, name: str = "web1", *transitions: t.Callable[[_generation.Record], _generation.Record], **tuning: int
     ) -> _guest.Guest:
         """Write the definition, make the directories and a record."""
-        raw = _make.definition(root=str(self.root), name=name, tuning={"settle_ms": 0})
+        raw = _make.definition(root=str(self.root), name=name, tuning={"settle_ms": 0, **tuning})
         guest = _guest.from_definition(raw)
         for path in (guest.paths.config, guest.paths.state, guest.paths.run):
             pathlib.Path(path).mkdir(parents=True, exist_ok=True)
@@ -272,6 +272,16 @@ def test_a_guest_whose_qemu_does_not_answer(host: Host) -> None:
         found = host.module(colo_info)["guests"]["web1"]
     assert found["standing"] == "failed"
     assert found["trouble"].startswith("qmp_busy: ")
+
+
+@pytest.mark.parametrize(("age_ms", "busy"), [(100.0, True), (5000.0, False)], ids=["since", "before"])
+def test_a_monitor_that_is_taken_is_no_qemu_that_hangs(host: Host, age_ms: float, busy: bool) -> None:
+    """A QEMU that began to hang a moment ago had answered its keeper until then: that counts for nothing."""
+    guest = host.deploy("web1", _generation.started_alone, heartbeat_interval_ms=100, heartbeat_timeout_ms=500)
+    host.runs(guest, _make.keeper(qemu={"connected": True, "answer_age_ms": age_ms}))
+    with _serve(guest, Qemu(), greet=False):
+        found = host.module(colo_info)["guests"]["web1"]
+    assert found["busy"] is busy
 
 
 def test_one_guest_that_cannot_be_read_hides_no_other(host: Host) -> None:
