@@ -554,9 +554,19 @@ class Applier:
 
         self._wait(step, deadline, holds, partial)
 
+    def foretold(self, steps: t.Sequence[Step], record: _generation.Record | None) -> _generation.Record | None:
+        """The generation record as it would be after ``steps``; nothing is written (``illegal_transition``)."""
+        for step in steps:
+            if step.operation == "record" and record is not None:
+                record = self._after(step, record)
+        return record
+
     def _record(self, step: Step, deadline: float) -> None:
+        _store.update(self.guest, functools.partial(self._after, step))
+
+    def _after(self, step: Step, record: _generation.Record) -> _generation.Record:
         arguments = {key: value for key, value in step.arguments.items() if key != "transition"}
-        _store.update(self.guest, functools.partial(self._transition, step.arguments["transition"], arguments))
+        return self._transition(step.arguments["transition"], arguments, record)
 
     def _transition(self, name: str, arguments: dict[str, t.Any], record: _generation.Record) -> _generation.Record:
         own = self.guest.host

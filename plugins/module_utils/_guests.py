@@ -134,13 +134,15 @@ def converge(
             observed = time.monotonic()
             if module.check_mode:
                 actions = [step.title for step in steps if step.changes]
+                # what the other host is told of is what it would be told of
+                record = applier.foretold(steps, seen.record)
                 return {
                     "changed": bool(actions),
                     "standing": {"before": before, "after": wished if actions else before},
                     "actions": actions,
                     "timings": {},
                     "transitions": [],
-                    "generation": None if seen.record is None else seen.record.generation,
+                    "generation": None if record is None else record.generation,
                     **_tuning(wanted, seen, wanted),
                 }
             try:
