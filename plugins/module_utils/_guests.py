@@ -40,6 +40,8 @@ ARGUMENTS: dict[str, t.Any] = {
 
 Result = dict[str, t.Any]
 
+FREED = "yank the peer out of band"
+
 
 def deployed(config_dir: str) -> list[str]:
     """Names of the guests that have a definition in ``config_dir``."""
@@ -123,7 +125,8 @@ def converge(
     """
     begin = time.monotonic()
     with _apply.exclusive(guest):
-        if not module.check_mode:
+        freed = [FREED] if is_hung(guest, guest.tuning.heartbeat_timeout_ms) else []
+        if freed and not module.check_mode:
             free_main_loop(guest, module.run_command)
         applier = _apply.Applier(guest, module.run_command)
         try:
@@ -133,7 +136,7 @@ def converge(
             wanted = _plan.tuned(steps)
             observed = time.monotonic()
             if module.check_mode:
-                actions = [step.title for step in steps if step.changes]
+                actions = freed + [step.title for step in steps if step.changes]
                 # what the other host is told of is what it would be told of
                 record = applier.foretold(steps, seen.record)
                 return {
@@ -149,17 +152,21 @@ def converge(
                 applier.run(steps)
             except _apply.Unfinished as exc:
                 after = _states.standing(_look_again(guest, module, applier))
-                return {**_told(applier, before, after, begin, observed), "finished": False, "progress": exc.progress}
+                return {
+                    **_told(applier, freed, before, after, begin, observed),
+                    "finished": False,
+                    "progress": exc.progress,
+                }
             except ColoError as exc:
                 # a monitor greets one client at a time
                 applier.close()
                 # a setting that QEMU did not take is no reason to end a protection that goes on
                 if roll_back is not None and exc.details.get("step") not in _plan.tuning_titles(steps):
                     exc.details["rolled_back"] = _roll_back(guest, module, roll_back)
-                exc.details["result"] = _told(applier, before, _after_error(guest, module), begin, observed)
+                exc.details["result"] = _told(applier, freed, before, _after_error(guest, module), begin, observed)
                 raise
             now = _look_again(guest, module, applier)
-            told = _told(applier, before, _states.standing(now), begin, observed)
+            told = _told(applier, freed, before, _states.standing(now), begin, observed)
             return {**told, **_tuning(wanted, seen, {} if now.qemu is None else now.qemu.settings)}
         finally:
             applier.close()
@@ -186,7 +193,7 @@ def _tuning(wanted: t.Collection[str], seen: Observation, after: t.Mapping[str, 
     return {"tuning": {side: {name: values.get(name) for name in wanted} for side, values in told.items()}}
 
 
-def _told(applier: _apply.Applier, before: str, after: str, begin: float, observed: float) -> Result:
+def _told(applier: _apply.Applier, freed: list[str], before: str, after: str, begin: float, observed: float) -> Result:
     now = time.monotonic()
     record = _store.read(applier.guest)
     timings: dict[str, t.Any] = {
@@ -201,9 +208,9 @@ def _told(applier: _apply.Applier, before: str, after: str, begin: float, observ
     backup = {} if applier.backup is None else {"backup": applier.backup}
     return {
         **backup,
-        "changed": applier.changed,
+        "changed": applier.changed or bool(freed),
         "standing": {"before": before, "after": after},
-        "actions": applier.actions,
+        "actions": freed + applier.actions,
         "timings": timings,
         "finished": True,
         "transitions": applier.transitions,
@@ -220,7 +227,8 @@ def _roll_back(
         # What failed may have left a main loop that waits for the peer, and too short a time ago to be called hung. Where the
         # keeper cannot help, the observation that follows says what is wrong.
         with contextlib.suppress(ColoError):
-            free_main_loop(guest, module.run_command, hung_ms=0)
+            if is_hung(guest, 0):
+                free_main_loop(guest, module.run_command)
         applier.run(plan(_observe.observe(guest, module.run_command)))
     except ColoError as exc:
         return {"complete": False, "actions": applier.actions, "error": error_dict(exc)}
@@ -229,18 +237,20 @@ def _roll_back(
     return {"complete": True, "actions": applier.actions}
 
 
-def free_main_loop(guest: Guest, run_command: _observe.RunCommand, hung_ms: float | None = None) -> None:
-    """If QEMU has not answered its keeper for long, yank the peer out of band before anything is asked in band.
+def is_hung(guest: Guest, limit_ms: float) -> bool:
+    """Whether QEMU has not answered its keeper, which can free it, for longer than ``limit_ms``."""
+    state = _observe.keeper_state(guest)
+    if state is None or not state["qemu"]["connected"]:
+        return False
+    age_ms = state["qemu"].get("answer_age_ms")
+    return age_ms is not None and age_ms > limit_ms
 
-    Long is ``hung_ms``, or the time after which a peer counts as silent.
+
+def free_main_loop(guest: Guest, run_command: _observe.RunCommand) -> None:
+    """Yank the peer out of band, before anything is asked in band (``qemu_unreachable``).
 
     A main loop that waits for a silent peer in a disk flush answers nothing until the NBD connection is yanked, and a
     monitor that connects now would never be greeted.
     """
-    state = _observe.keeper_state(guest)
-    if state is None or not state["qemu"]["connected"]:
-        return
-    age_ms = state["qemu"].get("answer_age_ms")
-    if age_ms is not None and age_ms > (guest.tuning.heartbeat_timeout_ms if hung_ms is None else hung_ms):
-        _apply.cut_migration(guest, run_command)
-        KeeperClient(guest.keeper_socket, _observe.KEEPER_TIMEOUT_S).yank(_topology.yank_instances(guest))
+    _apply.cut_migration(guest, run_command)
+    KeeperClient(guest.keeper_socket, _observe.KEEPER_TIMEOUT_S).yank(_topology.yank_instances(guest))

@@ -112,6 +112,7 @@ class Monitor:
         self._lane = Lane()
         self._first = True  # whether this is the first connection to this process
         self._migration_changed = asyncio.Event()
+        self._leaving = asyncio.Event()
         self._own_ticks = started_ticks(os.getpid())
         self._trouble = ""
 
@@ -166,6 +167,7 @@ class Monitor:
     def _is_new(self, process: tuple[int, int | None]) -> bool:
         if process != self.qemu.process:
             self.qemu = Qemu(process)
+            self._leaving.clear()
             return True
         return self.qemu.since is None
 
@@ -173,7 +175,7 @@ class Monitor:
         """Watch until the connection ends."""
         if self._client is None:
             raise EOFError("the monitor is not connected")
-        jobs = (self._pump(), self._poll(), self._watch_switchover(), self._disconnected(self._client))
+        jobs = (self._pump(), self._poll(), self._watch_switchover(), self._leave(), self._disconnected(self._client))
         tasks = [asyncio.create_task(job) for job in jobs]
         try:
             done, _pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -335,6 +337,27 @@ class Monitor:
             status = (await self._in_band("query-migrate")).get("status", "none")
         if self.qemu.migration_events == before:  # else an event that came meanwhile is newer than the answer
             self.qemu.set_migration(status)
+
+    # --- a disk that has failed
+
+    def let_go(self, reason: str) -> None:
+        """Leave the guest to the standby: no checkpoint any more, and this QEMU ends."""
+        log("error", "QEMU is ended: the guest is left to the standby", reason=reason)
+        self._leaving.set()
+
+    async def _leave(self) -> None:
+        await self._leaving.wait()
+        while True:
+            # Not the disk replication: an error of that would make the standby's copy, the good one, a stale one.
+            try:
+                await self._out_of_band("yank", {"instances": [_topology.YANK_MIGRATION]})
+            except ColoError as exc:
+                log("warning", "the migration was not yanked", reason=exc.message)
+            try:
+                await self._in_band("quit")
+            except (TimeoutError, ExecuteError) as exc:
+                log("error", "QEMU was not ended yet", reason=str(exc) or "no answer")
+            await asyncio.sleep(self._interval_s)
 
     # --- out of band
 

@@ -55,6 +55,7 @@ class Action(enum.Enum):
     MARK_VOID = "mark_void"  #: this side in protection: the running standby may have diverged
     MARK_CLEAN = "mark_clean"  #: the guest powered itself off: nobody brings it back without being asked to
     MARK_RUNNING = "mark_running"  #: a guest that had powered itself off was reset, and runs again
+    LET_GO = "let_go"  #: serving side in lock step: its own disk has failed, and only the standby's copy is whole
     TELL_PEER = "tell_peer"  #: send the heartbeat now, not at the next interval
 
 
@@ -117,8 +118,7 @@ def interpret(name: str, data: Json, *, role: str, migration: str | None) -> Mea
     if name == "QUORUM_FAILURE" and str(data.get("reference")).startswith(TO_STANDBY):
         return _replication_failed(data, role)
     if name in ("BLOCK_IO_ERROR", "QUORUM_FAILURE", "QUORUM_REPORT_BAD"):
-        # On a standby a full overlay ends so; the next checkpoint empties the overlay and mends it (werror=report).
-        return Meaning(flags={"io_error": {"event": name, **data}}, actions=(Action.TELL_PEER,))
+        return _own_disk_failed(name, data, role, migration)
     return NOTHING
 
 
@@ -163,6 +163,17 @@ def _reset(data: Json, migration: str | None, role: str) -> Meaning:
             reason=f"guest reset in COLO ({data.get('reason', 'no reason given')})",
         )
     return Meaning(flags={"reset": data}, clear=("shutdown",), actions=running, reason="guest reset")
+
+
+def _own_disk_failed(name: str, data: Json, role: str, migration: str | None) -> Meaning:
+    flags = {"io_error": {"event": name, **data}}
+    if name == "QUORUM_REPORT_BAD" and role == "serving" and migration == COLO:
+        # A write that reached one of the two disks is a good one to the guest, and its next read is of the other: of this
+        # one, which lacks it. What the guest makes of that must not become the state of the standby.
+        reason = "this side's own disk has failed in lock step"
+        return Meaning(flags=flags, actions=(Action.LET_GO, Action.TELL_PEER), reason=reason)
+    # On a standby a full overlay ends so; the next checkpoint empties the overlay and mends it (werror=report).
+    return Meaning(flags=flags, actions=(Action.TELL_PEER,))
 
 
 def _replication_failed(data: Json, role: str) -> Meaning:

@@ -23,6 +23,8 @@ Command = tuple[str, dict[str, t.Any]]
 # Monitors have this prefix so that no rule can ever yank one by mistake (query-yank lists them too).
 MONITOR_PREFIX = "monitor-"
 FLUSHER_PREFIX = "flush"
+#: as ``yank`` names the migration
+YANK_MIGRATION = {"type": "migration"}
 QUORUM_PREFIX = "colo-disk"
 QUORUM_CHILD = "children.1"
 
@@ -130,7 +132,7 @@ def yank_instances(guest: Guest) -> list[dict[str, str]]:
 
     The migration stream alone does not free a main loop that is blocked in a disk flush: the NBD node does.
     """
-    instances: list[dict[str, str]] = [{"type": "migration"}]
+    instances = [YANK_MIGRATION]
     instances += [{"type": "block-node", "node-name": nbd_node(disk)} for disk in range(len(guest.disks))]
     for nic in range(len(guest.nics)):
         names = primary_link_chardevs(nic) + standby_chardevs(nic)

@@ -33,8 +33,10 @@ options:
       - V(alone) means that the guest serves on this host, unprotected.
       - V(released) means that this host has let go of a protected guest for its peer to take over. QEMU is killed, which
         loses nothing that a client has seen. It is refused unless the peer is heard as a good standby.
+      - V(unblocked) means that QEMU does not wait for its peer. One that has not answered its keeper for the time of
+        C(heartbeat_timeout_ms) lets go of the peer, out of band. It serves no more than it did; whether it may go on is for V(alone) to say.
     type: str
-    choices: [alone, released]
+    choices: [alone, released, unblocked]
     default: alone
   fenced_by:
     description:
@@ -121,7 +123,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **_guests.ARGUMENTS,
-            "state": {"type": "str", "choices": ["alone", "released"], "default": "alone"},
+            "state": {"type": "str", "choices": ["alone", "released", "unblocked"], "default": "alone"},
             "fenced_by": {"type": "dict", "default": {}},
             "await_release_s": {"type": "float", "default": 0.0},
             "accept_void": {"type": "bool", "default": False},

@@ -181,8 +181,8 @@ def _disks() -> list[Case]:
         # a copy that does not follow is not promoted: the guest is started anew from the disk that has every write
         Case("disk replication lost (NBD)", "standby", "idle", ("degraded",), stale, "same", False, True),
         Case("parent disk fails (EIO)", "standby", "load", ("degraded",)),
-        # QEMU tells the guest nothing while the other disk is written: the guest goes on where its disk is whole
-        Case("parent disk fails (EIO)", "serving", "load", ("degraded",), (Do("site", refused="move the guest"), Do("switchover")), "other"),
+        # QEMU tells the guest nothing while the other disk is written, and reads from the one that has failed: the keeper ends it
+        Case("parent disk fails (EIO)", "serving", "load", ("degraded",), (FAILOVER,), "other"),
     ]  # fmt: skip
 
 

@@ -11,8 +11,9 @@
 
 QEMU tells the death of a peer once, to whoever is connected; and when its main loop is blocked, only a monitor that
 was connected before can free it. So the keeper connects before the guest runs and holds on. It may let go, never take
-over: all that it does by itself is to end a switchover that waits too long, to write down, durably, that a copy is
-stale or that protection is void, and to have QEMU deliver packets that it holds (``_rewriter``). What an event
+over: all that it does by itself is to end a switchover that waits too long, to end a serving QEMU whose own disk has failed
+in lock step, to write down, durably, that a copy is stale or that protection is void, and to have QEMU deliver packets
+that it holds (``_rewriter``). What an event
 means is decided in ``_rules``. The parts: ``_keeper_monitor`` (QEMU), ``_keeper_records`` (the generation record),
 ``_keeper_heartbeat`` (the peer); here are the local API, the start gate, and what joins them.
 
@@ -190,6 +191,8 @@ class Keeper:
     def _act(self, action: _rules.Action, reason: str) -> None:
         if action is _rules.Action.TELL_PEER:
             self._heartbeat.tell()
+        elif action is _rules.Action.LET_GO:
+            self._monitor.let_go(reason)
         else:
             self._records.want(action, reason)
 

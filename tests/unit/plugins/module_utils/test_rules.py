@@ -84,6 +84,16 @@ def test_an_error_of_the_own_disk() -> None:
     assert set(meaning("QUORUM_REPORT_BAD", {"node-name": "parent0"}).flags) == {"io_error"}
 
 
+@pytest.mark.parametrize("node", ["parent0", "childs0"], ids=["from the start", "taken over"])
+def test_a_serving_side_whose_own_disk_fails_in_lock_step_lets_go(node: str) -> None:
+    """What its guest reads from then on is older than what it wrote."""
+    data = {"node-name": node, "type": "write", "error": "Input/output error"}
+    assert _rules.Action.LET_GO in meaning("QUORUM_REPORT_BAD", data, "serving", "colo").actions
+    for role, migration in (("serving", "none"), ("serving", "active"), ("standby", "colo")):
+        assert _rules.Action.LET_GO not in meaning("QUORUM_REPORT_BAD", data, role, migration).actions
+    assert _rules.Action.LET_GO not in meaning("QUORUM_REPORT_BAD", {"node-name": "watch0"}, "serving", "colo").actions
+
+
 @pytest.mark.parametrize(
     ("data", "migration", "void"),
     [
