@@ -341,7 +341,10 @@ class Monitor:
     # --- a disk that has failed
 
     def let_go(self, reason: str) -> None:
-        """Leave the guest to the standby: no checkpoint any more, and this QEMU ends."""
+        """Leave the guest to the standby: no checkpoint any more, and this QEMU ends. Not to one that does not follow."""
+        if self.qemu.flags["replication_failed"] or self.qemu.flags["colo_exit"]:
+            log("error", "no copy of the disk is whole any more", reason=reason)
+            return
         log("error", "QEMU is ended: the guest is left to the standby", reason=reason)
         self._leaving.set()
 

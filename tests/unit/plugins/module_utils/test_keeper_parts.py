@@ -119,6 +119,18 @@ def test_a_guest_that_goes_on_has_its_rewriters_flushed(
     assert "packets may be held by a rewriter" in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize("before", [None, "replication_failed", "colo_exit"])
+def test_a_guest_is_left_to_a_standby_that_follows_and_to_no_other(
+    standby: _guest.Guest, before: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = _keeper_monitor.Monitor(standby, lambda: "serving", lambda _action, _reason: None)
+    if before:
+        monitor.qemu.flags[before] = {"time": 1.0, "data": {}}
+    monitor.let_go("its disk has failed")
+    assert monitor._leaving.is_set() is (before is None)
+    assert ("QEMU is ended" if before is None else "no copy of the disk is whole") in "".join(capsys.readouterr())
+
+
 # --- the record writer ------------------------------------------------------------------------------------------
 
 

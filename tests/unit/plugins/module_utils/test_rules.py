@@ -151,6 +151,7 @@ def test_no_rule_promotes() -> None:
         "mark_void",
         "mark_clean",
         "mark_running",
+        "let_go",
         "tell_peer",
     }
 
