@@ -34,6 +34,7 @@ EVENTS_KEPT = 64
 CONNECT_S = 2.0  # greeting and negotiation; a QEMU that is blocked, or talks to another client, never greets
 OUT_OF_BAND_S = 1.0  # answers in milliseconds even while the main loop is blocked
 IN_BAND_S = 2.0
+SECOND_WORD_S = 0.25  # between the errors of one write on two hosts; nothing tells that there will be none
 RETRY_FIRST_S, RETRY_LAST_S = 0.02, 0.25
 
 
@@ -342,20 +343,30 @@ class Monitor:
 
     def let_go(self, reason: str) -> None:
         """Leave the guest to the standby: no checkpoint any more, and this QEMU ends. Not to one that does not follow."""
-        if self.qemu.flags["replication_failed"] or self.qemu.flags["colo_exit"]:
+        if self._leaving.is_set():
+            return
+        if self._standby_is_lost():
             log("error", "no copy of the disk is whole any more", reason=reason)
             return
         log("error", "QEMU is ended: the guest is left to the standby", reason=reason)
         self._leaving.set()
 
+    def _standby_is_lost(self) -> bool:
+        return bool(self.qemu.flags["replication_failed"] or self.qemu.flags["colo_exit"])
+
     async def _leave(self) -> None:
         await self._leaving.wait()
+        # Not the disk replication: an error of that would make the standby's copy, the good one, a stale one.
+        try:
+            await self._out_of_band("yank", {"instances": [_topology.YANK_MIGRATION]})
+        except ColoError as exc:
+            log("warning", "the migration was not yanked", reason=exc.message)
+        # The same write may have failed on the standby's disk as well, which is told when that has answered.
+        await asyncio.sleep(SECOND_WORD_S)
+        if self.qemu.flags["replication_failed"]:
+            log("error", "QEMU is not ended: no copy of the disk is whole any more")
+            await asyncio.Event().wait()  # as long as this connection is held
         while True:
-            # Not the disk replication: an error of that would make the standby's copy, the good one, a stale one.
-            try:
-                await self._out_of_band("yank", {"instances": [_topology.YANK_MIGRATION]})
-            except ColoError as exc:
-                log("warning", "the migration was not yanked", reason=exc.message)
             try:
                 await self._in_band("quit")
             except (TimeoutError, ExecuteError) as exc:

@@ -402,6 +402,12 @@ def _goes_on(serving: Side, other: Side) -> Failover:
     """The serving side lost its standby, or has none."""
     if serving.standing in ("alone", "syncing"):
         return Failover(serving.host)
+    if serving.disk_error and other.standing in ("secondary", "orphaned") and not other.void_reason:
+        told = (
+            f"the disk of {serving.host} has failed ({serving.disk_error}), and only the copy on {other.host} is whole: kill the guest's "
+            f"QEMU on {serving.host}, then run failover.yml again"
+        )
+        return Failover(None, refusal=told)
     if other.standing in ("stopped", "absent", "standby"):
         return Failover(serving.host, f"observed on {other.host}: no copy of the guest runs ({other.standing})")
     if other.standing is None or other.standing == "failed":

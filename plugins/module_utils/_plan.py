@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _states, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils import _generation, _rules, _states, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import RefusedError
 from ansible_collections.lockstep.colo.plugins.module_utils._features import Features
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
@@ -730,9 +730,9 @@ def release(guest: Guest, seen: Observation) -> list[Step]:
             standing=now,
         )
     payload = (seen.keeper or {}).get("heartbeat", {}).get("peer") or {}
-    follows = payload.get("state") == "protected" and payload.get("generation") == seen.record.generation
-    good = follows and not payload.get("stale") and not payload.get("void")
-    if not good or not _states.peer_alive(seen.keeper, guest.tuning.heartbeat_interval_ms):
+    if not _rules.follows(payload, seen.record) or not _states.peer_alive(
+        seen.keeper, guest.tuning.heartbeat_interval_ms
+    ):
         raise RefusedError(
             "peer_not_ready",
             f"guest {guest.name}: {guest.peer} is not heard as a good standby, so it could not take over: run site.yml first",

@@ -107,7 +107,9 @@ def _qemu(qemu: Qemu) -> dict[str, t.Any]:
         "jobs": {name: dataclasses.asdict(job) for name, job in qemu.jobs.items()},
         "filters": filters,
         "links": {
-            name: up for name, up in qemu.chardevs.items() if not name.startswith((_topology.MONITOR_PREFIX, "console"))
+            name: up
+            for name, up in qemu.chardevs.items()
+            if not name.startswith((_topology.MONITOR_PREFIX, _topology.FLUSHER_PREFIX, "console"))
         },
         "exports": sorted(qemu.exports),
         "encrypted": "tls-creds-psk" in qemu.objects.values(),

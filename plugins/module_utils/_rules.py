@@ -177,11 +177,27 @@ def _own_disk_failed(name: str, data: Json, role: str, migration: str | None) ->
 
 
 def _replication_failed(data: Json, role: str) -> Meaning:
+    if data.get("type") == "read":
+        # never to be read from there: asked for what the own disk does not give, the replication driver refuses
+        return NOTHING
     if role == "standby":
         # The replication node of a primary, on a host whose record says standby: somebody is promoting; not ours.
         return NOTHING
     # COLO carries on without an error to anybody while the standby's disk falls behind.
     return Meaning(flags={"replication_failed": data}, actions=(Action.TELL_PEER,))
+
+
+def follows(payload: Json, record: Record | None) -> bool:
+    """Whether the peer, by the last word of its keeper, is a good standby of this side, with this *record*."""
+    return (
+        record is not None
+        and record.state == "protected"
+        and not record.void
+        and payload.get("state") == "protected"
+        and payload.get("generation") == record.generation
+        and not payload.get("stale")
+        and not payload.get("void")
+    )
 
 
 def interpret_peer(payload: Json, record: Record | None) -> tuple[Action | None, str]:

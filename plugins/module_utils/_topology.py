@@ -413,7 +413,8 @@ def primary_filter_commands(guest: Guest, present: t.Collection[str]) -> list[Co
     commands: list[Command] = []
     for number, nic in enumerate(guest.nics):
         vnet = {"vnet_hdr_support": True} if nic.vnet_header else {}
-        place = {"insert": "before", "position": f"id={flusher(number)}"} if flusher(number) in present else {}
+        first = next((name for name in (flusher(number), rewriter(number)) if name in present), None)
+        place = {"insert": "before", "position": f"id={first}"} if first else {}
         common = {"netdev": f"hn{number}", **place, **vnet}
         commands += [
             (

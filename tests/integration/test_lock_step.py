@@ -9,6 +9,8 @@ import concurrent.futures
 import errno
 import signal
 
+import pytest
+
 from ansible_collections.lockstep.colo.plugins.module_utils import _pair, _plan
 from ansible_collections.lockstep.colo.tests.integration._pair import (
     DEADLINE_S,
@@ -80,13 +82,14 @@ def test_a_healthy_pair_is_left_alone(pair: Pair) -> None:
     assert processes == (alpha.process.pid, beta.process.pid)
 
 
-def break_disk(host: Host, node: str) -> None:
-    """From now on every write to a node's file fails."""
+def break_disk(host: Host, node: str, *kinds: str) -> None:
+    """From now on everything of these kinds (`write` if none) that is asked of a node's file fails."""
     with host.operator() as monitor:
         nodes = {each["node-name"]: each for each in monitor.execute("query-named-block-nodes", {"flat": True})}
         children = {child["child"]: child["node-name"] for child in nodes[node]["children"]}
-        rule = {"event": "none", "errno": errno.EIO, "once": False, "iotype": "write"}
-        fault = {"driver": "blkdebug", "node-name": "fault0", "image": children["file"], "inject-error": [rule]}
+        rule = {"event": "none", "errno": errno.EIO, "once": False}
+        rules = [{**rule, "iotype": kind} for kind in kinds or ("write",)]
+        fault = {"driver": "blkdebug", "node-name": "fault0", "image": children["file"], "inject-error": rules}
         monitor.execute("blockdev-add", fault)
         broken = {"driver": "qcow2", "node-name": node, "file": "fault0", "backing": children.get("backing")}
         monitor.execute("blockdev-reopen", {"options": [broken]})
@@ -119,15 +122,16 @@ def test_a_standby_whose_disk_fails_is_never_promoted(pair: Pair) -> None:
         pair.failover(confirmed="alpha")
 
 
-def test_a_primary_whose_disk_fails_leaves_the_guest_to_the_whole_copy(pair: Pair) -> None:
+@pytest.mark.parametrize("command", ["write -P 68 64k 64k", "read 64k 64k"])
+def test_a_primary_whose_disk_fails_leaves_the_guest_to_the_whole_copy(pair: Pair, command: str) -> None:
     """QEMU tells its guest nothing as long as the standby's disk is written; what is read comes from the broken one."""
     alpha, beta = pair.alpha, pair.beta
     pair.site()
     alpha.write(0x43)
     pair.checkpoint(beta)
     process = alpha.process
-    break_disk(alpha, "parent0")
-    alpha.disk("write -P 68 64k 64k")
+    break_disk(alpha, "parent0", "write", "read")
+    alpha.disk(command)
     wait_for("the keeper has ended QEMU", lambda: process.poll() is not None)
     assert pair.judged.verdict == "degraded"
     assert not beta.record.stale
@@ -135,6 +139,18 @@ def test_a_primary_whose_disk_fails_leaves_the_guest_to_the_whole_copy(pair: Pai
     assert beta.holds(0x43)
     pair.site()
     pair.assert_protected(beta)
+
+
+def test_a_write_that_fails_on_both_disks_ends_nothing(pair: Pair) -> None:
+    """There is no copy to leave the guest to."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.site()
+    for host in (alpha, beta):
+        break_disk(host, "parent0")
+    alpha.disk("write -P 68 64k 64k")
+    wait_for("the standby's copy is stale", lambda: beta.record.stale)
+    wait_for("the keeper has thought of it", lambda: "no copy of the disk is whole" in alpha.log.read_text())
+    assert alpha.process.poll() is None
 
 
 def test_tuning_is_changed_without_losing_protection(pair: Pair) -> None:

@@ -13,9 +13,9 @@ QEMU tells the death of a peer once, to whoever is connected; and when its main 
 was connected before can free it. So the keeper connects before the guest runs and holds on. It may let go, never take
 over: all that it does by itself is to end a switchover that waits too long, to end a serving QEMU whose own disk has failed
 in lock step, to write down, durably, that a copy is stale or that protection is void, and to have QEMU deliver packets
-that it holds (``_rewriter``). What an event
-means is decided in ``_rules``. The parts: ``_keeper_monitor`` (QEMU), ``_keeper_records`` (the generation record),
-``_keeper_heartbeat`` (the peer); here are the local API, the start gate, and what joins them.
+that it holds (``_rewriter``). What an event means is decided in ``_rules``. The parts: ``_keeper_monitor`` (QEMU),
+``_keeper_records`` (the generation record), ``_keeper_heartbeat`` (the peer); here are the local API, the start gate,
+and what joins them.
 
 Nothing waits without an end except for work to do. What may hang (QEMU's main loop, the disk) is asked through a
 ``Lane``, one call at a time, and never by the event loop itself.
@@ -192,9 +192,17 @@ class Keeper:
         if action is _rules.Action.TELL_PEER:
             self._heartbeat.tell()
         elif action is _rules.Action.LET_GO:
-            self._monitor.let_go(reason)
+            if self._standby_follows():
+                self._monitor.let_go(reason)
+            else:
+                log("error", "there is no standby to leave the guest to", reason=reason)
         else:
             self._records.want(action, reason)
+
+    def _standby_follows(self) -> bool:
+        heartbeat = self._heartbeat.state()
+        heard = heartbeat["authenticated"] and not heartbeat["lost"]
+        return bool(heard) and _rules.follows(heartbeat["peer"] or {}, self._records.current)
 
     def _heard(self, payload: Json) -> None:
         action, reason = _rules.interpret_peer(payload, self._records.current)

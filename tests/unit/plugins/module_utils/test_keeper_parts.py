@@ -131,6 +131,16 @@ def test_a_guest_is_left_to_a_standby_that_follows_and_to_no_other(
     assert ("QEMU is ended" if before is None else "no copy of the disk is whole") in "".join(capsys.readouterr())
 
 
+def test_a_second_error_of_a_disk_changes_nothing(standby: _guest.Guest, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = _keeper_monitor.Monitor(standby, lambda: "serving", lambda _action, _reason: None)
+    monitor.let_go("its disk has failed")
+    monitor.qemu.flags["colo_exit"] = {"time": 1.0, "data": {}}  # of the yank
+    capsys.readouterr()
+    monitor.let_go("its disk has failed")
+    assert not "".join(capsys.readouterr())
+    assert monitor._leaving.is_set()
+
+
 # --- the record writer ------------------------------------------------------------------------------------------
 
 

@@ -218,6 +218,15 @@ def test_a_serving_side_whose_disk_failed_is_moved_and_not_rebuilt() -> None:
 # --- failover ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("one", "two"), [("primary", "secondary"), ("primary", "orphaned"), ("orphaned", "orphaned")])
+def test_a_failover_never_stops_the_only_whole_copy(one: _states.Standing, two: _states.Standing) -> None:
+    sides = _side("alpha", one, "primary2", disk_error="an error"), _side("beta", two, "secondary2")
+    judged = _pair.failover(sides, None)
+    assert (judged.survivor, judged.stop) == (None, None)
+    assert "only the copy on beta is whole" in judged.refusal
+    assert _pair.failover((dataclasses.replace(sides[0], standing="stopped"), sides[1]), None).survivor == "beta"
+
+
 def test_a_standby_that_hangs_is_made_anew_where_its_copy_is_older() -> None:
     for record in ("syncing1", "secondary2"):
         found = _pair.pair((_side("alpha", "alone", "alone3"), _side("beta", "failed", record)))

@@ -144,6 +144,32 @@ def test_unknown_events_mean_nothing(name: str, data: _rules.Json, role: str) ->
     assert isinstance(meaning(name, data, role), _rules.Meaning)
 
 
+def test_a_read_that_the_standbys_disk_does_not_answer_says_nothing_of_it() -> None:
+    """The replication driver never reads there; it is asked where the own disk gives an error."""
+    for node in ("replication0", "watch0", "nbd0"):
+        assert meaning("QUORUM_REPORT_BAD", {"node-name": node, "type": "read"}) == _rules.NOTHING
+        assert meaning("QUORUM_REPORT_BAD", {"node-name": node, "type": "write"}).flags
+
+
+@pytest.mark.parametrize(
+    ("payload", "follows"),
+    [
+        ({}, True),
+        ({"state": "syncing"}, False),
+        ({"generation": 99}, False),
+        ({"stale": True}, False),
+        ({"void": True}, False),
+    ],
+)
+def test_who_follows(payload: _rules.Json, follows: bool) -> None:
+    record = PRIMARY
+    good = {"state": "protected", "generation": record.generation, "stale": False, "void": False}
+    assert _rules.follows({**good, **payload}, record) is follows
+    assert not _rules.follows({}, record)
+    assert not _rules.follows(good, None)
+    assert not _rules.follows(good, g.mark_void(record, "a reboot"))
+
+
 def test_no_rule_promotes() -> None:
     assert {action.value for action in Action} == {
         "enter_protection",
