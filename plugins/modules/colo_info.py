@@ -13,7 +13,8 @@ author:
   - lockstep.colo maintainers (@lockstep-colo)
 description:
   - Tells what this host's QEMU is for each guest (its standing), the generation of its copy, and the parts a verdict is made of.
-  - Changes nothing. A guest whose QEMU does not answer is reported as such within the monitor's deadline, or C(heartbeat_timeout_ms) of its tuning if that is longer.
+  - Changes nothing. A guest whose QEMU does not answer is reported as such within the monitor's deadline, or C(heartbeat_timeout_ms) where that
+    is longer.
   - The verdict on a guest takes both hosts' answers. See the filter P(lockstep.colo.verdicts#filter).
 extends_documentation_fragment:
   - lockstep.colo.guests
