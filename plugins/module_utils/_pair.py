@@ -207,7 +207,7 @@ def _in_lock_step(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:
     if void:
         return Pair("degraded", f"protection is void: {void}", rebuild=True, **common)
     if serving.disk_error:
-        # QEMU goes on, as one of two disks was written
+        # an error that its keeper has not ended QEMU for: of before lock step, or of the guest's device
         return _disk_failed(serving, other, common, "with switchover.yml", move=True)
     if serving.proven and other.proven:
         settled = serving.settled and other.settled
