@@ -60,6 +60,7 @@ class Stand:
     def __init__(self, stage: Stage, **definition: t.Any) -> None:
         self.stage = stage
         self.serving = ""
+        self.settings: Json = {}  # variables of every playbook beside the guest
         self.define(**definition)
 
     # --- the definition
@@ -72,7 +73,7 @@ class Stand:
 
     @property
     def extra(self) -> list[str]:
-        return ["-e", json.dumps({"colo_guests": {self.stage.guest: self.guest}})]
+        return ["-e", json.dumps({"colo_guests": {self.stage.guest: self.guest}, **self.settings})]
 
     @property
     def unit(self) -> str:

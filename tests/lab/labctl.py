@@ -363,8 +363,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--guests",
         type=int,
-        choices=range(1, 9),
-        metavar="1-8",
+        choices=range(1, 10),
+        metavar="1-9",
         help="define web1..webN, 198.51.100.10 and up (default: as before, at first 1)",
     )
     add("down", "remove everything the lab made, also after a crash (the cache stays)")
