@@ -13,6 +13,9 @@ but for the download, of which the bytes that came are counted.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import http
+import http.client
 import json
 import socket
 import time
@@ -23,25 +26,29 @@ ANSWER_S = 60.0
 CHUNK = 262144
 
 
-def _get(address: str, path: str) -> socket.socket:
-    connection = socket.create_connection((address, HTTP_PORT), timeout=ANSWER_S)
-    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-    return connection
+@contextlib.contextmanager
+def _get(address: str, path: str) -> t.Iterator[tuple[socket.socket, http.client.HTTPResponse]]:
+    """A connection of its own, and the answer on it, which is there when all of its Content-Length is: no client waits for the FIN."""
+    with (
+        socket.create_connection((address, HTTP_PORT), timeout=ANSWER_S) as connection,
+        contextlib.closing(http.client.HTTPResponse(connection)) as answer,
+    ):
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+        answer.begin()
+        if answer.status != http.HTTPStatus.OK:
+            raise OSError(f"not a page: {answer.status} {answer.reason}")
+        yield connection, answer
 
 
 def pages(address: str, seconds: float) -> dict[str, t.Any]:
-    """The small page again and again, each over a connection of its own."""
+    """The small page again and again."""
     latencies: list[float] = []
     begun = time.monotonic()
     while time.monotonic() - begun < seconds:
         asked = time.monotonic()
-        with _get(address, "/") as connection:
-            answer = b""
-            while data := connection.recv(CHUNK):
-                answer += data
-        if not answer.startswith(b"HTTP/1.1 200 "):
-            raise OSError(f"not a page: {answer[:40]!r}")
-        latencies.append((time.monotonic() - asked) * 1000)
+        with _get(address, "/") as (_connection, answer):
+            answer.read()
+            latencies.append((time.monotonic() - asked) * 1000)
     return {"seconds": time.monotonic() - begun, "latencies_ms": latencies}
 
 
@@ -50,11 +57,11 @@ def download(address: str, seconds: float) -> dict[str, t.Any]:
     size = 0
     begun = time.monotonic()
     while (left := begun + seconds - time.monotonic()) > 0:
-        with _get(address, "/big") as connection:
+        with _get(address, "/big") as (connection, answer):
             while left > 0:
                 connection.settimeout(left)
                 try:
-                    data = connection.recv(CHUNK)
+                    data = answer.read1(CHUNK)
                 except TimeoutError:
                     break
                 if not data:
