@@ -71,8 +71,8 @@ def alone_again(stand: Stand, way: str) -> None:
         keep_record(stand, "kept", "record.json")
 
 
-def begin(stand: Stand, disk_mib: int) -> None:
-    """Empty hosts with a guest that has such a disk; the bigger one is partly filled."""
+def empty_hosts(stand: Stand, disk_mib: int) -> None:
+    """Empty hosts with what a disk of that size begins with; the bigger one is partly filled. Before a guest is defined that has it."""
     for host in stand.stage.hosts:
         stand.stage.labctl("reset", host)
     if disk_mib > 64:
@@ -82,7 +82,6 @@ def begin(stand: Stand, disk_mib: int) -> None:
         )
         for host in stand.stage.hosts:
             stand.on(host, "sh", "-c", make)
-    stand.site()
 
 
 def measure(
@@ -96,9 +95,12 @@ def measure(
         for disk_mib in disks:
             bigger = {**plain, "size": f"{disk_mib}M", "source": SOURCE} if disk_mib > 64 else plain
             for number, memory_mib in enumerate(memories):
+                anew = number == 0 and (disk_mib > 64 or not stand.serving)
+                if anew:
+                    empty_hosts(stand, disk_mib)
                 stand.define(memory_mib=memory_mib, disks=[bigger])
-                if number == 0 and (disk_mib > 64 or not stand.serving):
-                    begin(stand, disk_mib)
+                if anew:
+                    stand.site()
                 else:
                     stand.site("--tags", "colo_guest,colo_protect", "-e", "colo_state=restarted")
                 stand.go_alone()
