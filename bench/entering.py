@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Row 2: a running guest is protected; how long it stands still, and how long all of it takes.
 
-Against the procedure of QEMU's docs/COLO-FT.txt (stop, copy, continue), which `campaign_pause` types. Half of the guest's
-memory is written by itself before, so that there is something to copy; with `dirtying` it goes on writing. The documented
-procedure has no encryption, so neither way has any.
+Against the procedure of QEMU's docs/COLO-FT.txt (stop, copy, continue), which `campaign_pause` types. Two fifths of the
+guest's memory are written by itself before, so that there is something to copy; with `dirtying` it goes on writing. The
+documented procedure has no encryption, so neither way has any.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typing as t
 import campaign_pause
 import figures
 import svg
-from labplay import Json, Stage
+from labplay import Json, Stage, StageError
 from stand import Findings, Stand, timed
 
 ROW = 2
@@ -30,12 +30,17 @@ Key = tuple[int, int, str]  # memory MiB, disk MiB, load
 
 
 def load(stand: Stand, memory_mib: int, kind: str) -> None:
-    """Half of the memory once; then nothing, or a part of it for ever."""
-    stand.stage.ask("dirty", str(memory_mib // 2 - 16))
+    """Two fifths of the memory once (the guest's kernel has the rest of its half); then nothing, or a part of it for ever."""
+    dirty(stand, memory_mib * 2 // 5)
     if kind == DIRTYING:
-        stand.stage.ask("dirty", str(LOOP_MIB), "3600")
-    else:
-        stand.stage.ask("dirty", "0")
+        dirty(stand, LOOP_MIB, 3600)
+
+
+def dirty(stand: Stand, *words: int) -> None:
+    """The guest writes to so many MiB, once or for so many seconds; 0 ends that."""
+    answer = stand.stage.ask("dirty", *map(str, words))
+    if not answer.startswith("dirty "):
+        raise StageError(f"the guest does not write to {words} MiB: {answer}")
 
 
 def ours(stand: Stand) -> Json:
@@ -109,7 +114,7 @@ def measure(
                     load(stand, memory_mib, kind)
                     in_turn(stand, ways, rounds)
                     stage.say(f"entering, {memory_mib} MiB, disk {disk_mib} MiB, {kind}: {told(ways)}")
-                stage.ask("dirty", "0")
+                dirty(stand, 0)
     finally:
         stand.settings = {}
         found.evidence["entering"] = [
