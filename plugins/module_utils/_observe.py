@@ -10,6 +10,7 @@ asked in band before the peer has been yanked.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
 import typing as t
 
@@ -33,6 +34,7 @@ RunCommand = t.Callable[..., "tuple[int, str, str]"]
 KEEPER_TIMEOUT_S = 2.0
 # How long a process without a monitor may be one that has just begun or is just ending.
 PASSING_S = 1.0
+_ESTABLISHED = "01"  # TCP_ESTABLISHED of the kernel's include/net/tcp_states.h
 
 
 def unit_state(run_command: RunCommand, unit: str) -> str:
@@ -114,9 +116,9 @@ def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = Non
         asked = time.monotonic()
         try:
             if monitor is not None:
-                return dataclasses.replace(seen, qemu=ask(monitor))
+                return _with(guest, seen, ask(monitor))
             with Monitor(guest.qmp_socket) as own:
-                return dataclasses.replace(seen, qemu=ask(own))
+                return _with(guest, seen, ask(own))
         except ColoError as exc:
             if exc.error_code not in ("qmp_lost", "qmp_unreachable") or time.monotonic() >= end:
                 taken = exc.error_code == "qmp_busy" and _answers_keeper(guest, asked)
@@ -124,6 +126,34 @@ def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = Non
         monitor = None
         # It is leaving, or does not listen yet: systemd tells which, a moment later and to nobody who waits. PASSING_S ends it.
         time.sleep(0.02)
+
+
+def _with(guest: Guest, seen: Observation, qemu: Qemu) -> Observation:
+    held = qemu.runstate == "inmigrate" and channels_held(guest)
+    return dataclasses.replace(seen, qemu=qemu, channels_held=held)
+
+
+def channels_held(guest: Guest) -> bool:
+    """Whether the kernel has a connection to a packet channel of a standby.
+
+    QEMU tells of one from the end of its TLS handshake on, and takes no other from its begin on. One that began when the
+    link was lost never ends: nobody retransmits anything.
+    """
+    ports = {port for nic in range(len(guest.nics)) for port in (guest.port_mirror(nic), guest.port_compare(nic))}
+    for name in ("tcp", "tcp6"):
+        try:
+            table = pathlib.Path("/proc/self/net", name).read_text(encoding="ascii")
+        except FileNotFoundError:
+            continue  # a kernel without IPv6
+        if established(table) & ports:
+            return True
+    return False
+
+
+def established(table: str) -> set[int]:
+    """Local ports of the established connections in a ``/proc/net/tcp`` (``Documentation/networking/proc_net_tcp.rst``)."""
+    rows = (line.split() for line in table.splitlines()[1:])
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == _ESTABLISHED}
 
 
 def _answers_keeper(guest: Guest, since: float) -> bool:

@@ -577,10 +577,11 @@ def _outdated(seen: Observation, generation: int | None) -> bool:
 def _standby_complete(guest: Guest, seen: Observation) -> bool:
     """Whether everything a standby needs is there; ``migrate-incoming`` is the last command and leaves setup behind.
 
-    A packet channel that seems to be connected while nobody protects the guest has not noticed that its peer is gone, and takes no other.
+    A packet channel that is connected, or just being so, while nobody protects the guest has not noticed that its peer is
+    gone, and takes no other.
     """
     qemu = seen.qemu
-    if qemu is None:
+    if qemu is None or seen.channels_held:
         return False
     nics = range(len(guest.nics))
     return (

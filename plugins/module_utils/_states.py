@@ -78,7 +78,8 @@ class Observation:
 
     ``unit`` is systemd's ActiveState; ``qemu`` is None when there is no process or no answer (then ``trouble`` says
     why); ``keeper`` is the keeper's state or None when it does not answer. ``busy``: no answer, but the keeper has had one
-    meanwhile, so that another program holds the monitor and nothing is wrong with QEMU.
+    meanwhile, so that another program holds the monitor and nothing is wrong with QEMU. ``channels_held``: somebody is
+    connected to a packet channel of a waiting standby, whatever QEMU says of it.
     """
 
     deployed: bool
@@ -89,6 +90,7 @@ class Observation:
     record: Record | None
     key_current: bool = True  # what QEMU reads of the guest's key is made from the present one, or none is needed
     busy: bool = False
+    channels_held: bool = False
 
     @property
     def process(self) -> bool:

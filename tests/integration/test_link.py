@@ -124,6 +124,17 @@ def test_who_lacks_the_key_is_refused_on_every_port(pair: Pair, tmp_path: pathli
     pair.site()
 
 
+@pytest.mark.parametrize("channel", ["mirror", "compare"])
+def test_a_channel_whose_handshake_never_ends_is_not_waited_on(pair: Pair, channel: str) -> None:
+    """What a link leaves that was cut during it: QEMU takes no other connection, and tells of none."""
+    pair.wait()
+    beta = pair.beta
+    with socket.create_connection((beta.guest.link_address, ports(beta)[channel]), timeout=5):
+        wait_for("the connection is seen", lambda: beta.look().channels_held)
+        assert not any(up for name, up in beta.qemu().chardevs.items() if name.startswith("red"))
+        pair.site()
+
+
 def test_who_lacks_the_key_is_not_sent_anything(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other direction: whoever sits at the standby's address without the key gets neither disk nor memory."""
     pair.wait()

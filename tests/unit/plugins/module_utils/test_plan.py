@@ -635,6 +635,11 @@ def test_any_other_standby_is_made_anew(generation: int, lacking: dict[str, t.An
     assert [step.title for step in steps] == [*STOP, *_fill(generation)]
 
 
+def test_a_standby_with_a_connection_that_qemu_does_not_tell_of_is_made_anew() -> None:
+    seen = _make.seen(_whole_standby(), _make.SYNCING, channels_held=True)
+    assert [step.title for step in _plan.standby(GUEST, seen, 1)] == [*STOP, *_fill(1)]
+
+
 def test_a_primary_in_lock_step_gets_what_differs_and_nothing_else() -> None:
     qemu = dataclasses.replace(
         t.cast("_states.Qemu", SIGHTS["primary"].qemu), settings={**_make.settings(), "comp0.max_queue_size": 17}
