@@ -165,7 +165,7 @@ def _answers_keeper(guest: Guest, since: float) -> bool:
             return True
         if time.monotonic() >= end:
             return False
-        # the keeper answers questions and announces nothing
+        # the keeper answers questions and announces nothing; ends with heartbeat_timeout_ms
         time.sleep(0.05)
 
 
