@@ -235,7 +235,6 @@ class Lab:
         proxy = f"{HERE / 'proxy.sh'} {shlex.quote(str(self.directory))} %h"
         options = [
             f"ProxyCommand={proxy}", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes",
-            "ConnectTimeout=10", "ServerAliveInterval=5", "ServerAliveCountMax=3",
         ]  # fmt: skip
         return " ".join(f"-o {shlex.quote(option)}" for option in options)
 
