@@ -35,7 +35,9 @@ from typing import Any
 
 LINE_PORT = 7000
 GAP_MS = 200.0
-SLOTS = 8_000_000  # records that a 64 MiB disk of the test guest holds at the least; more numbers than that overwrite the first ones
+SLOTS = (
+    8_000_000  # records that a 64 MiB disk of the test guest holds at the least; more numbers than that get no answer
+)
 
 
 def percentile(ordered: list[float], fraction: float) -> float | None:

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import ipaddress
 import itertools
 import json
 import os
 import pathlib
+import random
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -79,6 +82,39 @@ def test_a_host_knows_no_backports() -> None:
     assert "backports" not in mirror.sources()
     assert mirror.sources().count("Types: deb") == 2
     assert mirror.sites == ("m.example", "s.example:8080")
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is installed with the lab")
+@pytest.mark.parametrize("before", ["blank", "used"])
+def test_no_number_takes_the_place_of_another_one(tmp_path: pathlib.Path, before: str) -> None:
+    """Whatever numbers a client chooses, and whatever was on the disk: `check` must neither lose one nor see one that was never sent."""
+    program = tmp_path / "records"
+    source = labguest.SOURCE.with_name("test_records.c")
+    subprocess.run(["gcc", "-O1", "-pthread", "-o", program, source], check=True)
+    disk = tmp_path / "disk"
+    chance = random.Random(4)
+    disk.write_bytes(bytes(3 << 20) if before == "blank" else chance.randbytes(3 << 20))
+    room = (2 << 20) // 8
+    numbers = [
+        *(chance.randrange(2**63) for _ in range(3000)),
+        *(base * room + n for base in range(40) for n in range(300)),  # forty that want the same places
+    ]
+    ranges = [(n, n) for n in numbers] + [(n + 1, n + 1) for n in numbers[:3000]]
+    ranges += [(base * room, base * room + 299) for base in range(40)] + [
+        (base * room - 5, base * room + 6) for base in range(1, 40)
+    ]
+    ranges += [(0, 2**63)] if before == "blank" else []  # some of what was there before does look like numbers
+    known = sorted(set(numbers))
+
+    def there(low: int, high: int) -> int:
+        return bisect.bisect_right(known, high) - bisect.bisect_left(known, low)
+
+    asked = [str(n) for n in (*numbers, *numbers[-500:])] + [f"check {low} {high}" for low, high in ranges]
+    told = subprocess.run(
+        [program, disk], input="\n".join(asked) + "\n", text=True, capture_output=True, check=True, timeout=120
+    ).stdout.split("\n")
+    assert told[: len(numbers) + 500] == ["on disk"] * (len(numbers) + 500)
+    assert [int(word) for word in told[len(numbers) + 500 : -1]] == [there(low, high) for low, high in ranges]
 
 
 def test_guests_do_not_collide() -> None:

@@ -42,6 +42,8 @@
 #define HTTP_PORT 80
 #define RESERVED (1024 * 1024)     /* the first MiB of a disk is never touched */
 #define CHUNK (256 * 1024)         /* one read of a check */
+#define MAX_SECTOR 4096
+#define TURNS 16                   /* places of a number */
 #define MAX_DISKS 2
 #define MAX_NICS 4
 #define LOCKS 64
@@ -49,7 +51,7 @@
 
 struct disk {
     int fd;
-    uint64_t slots; /* 8 bytes each */
+    uint64_t buckets; /* a sector each */
     unsigned sector;
 };
 
@@ -81,53 +83,119 @@ static bool whole_read(int fd, void *into, size_t size, uint64_t offset)
     return pread(fd, into, size, (off_t)offset) == (ssize_t)size;
 }
 
-/* Slot (n mod slots) of every disk becomes n + 1. O_DIRECT and O_DSYNC: when this is back, the sector is on the disk. */
+/*
+ * A sector is a bucket of numbers: a cell holds a number + 1, little endian as this processor is. Numbers that follow one
+ * another share a bucket (a block of numbers, so that a check reads in one go). A bucket that is full of others sends the block on to the next
+ * place of its own sequence, so that a number never takes another one's cell, whatever numbers a client chooses.
+ */
+static unsigned cells(const struct disk *disk)
+{
+    return disk->sector / 8;
+}
+
+static uint64_t place(const struct disk *disk, uint64_t block, unsigned turn)
+{
+    /* The first place, turn 0, keeps blocks in order. No step is so wide that the last place could come round to an earlier one. */
+    uint64_t step = 1 + ((block + 1) * UINT64_C(0x9e3779b97f4a7c15) >> 20) % (disk->buckets / TURNS - 1);
+    return (block + turn * step) % disk->buckets;
+}
+
+/* Whether a cell of this bucket holds a number of ours. What was on the disk before can look like anything. */
+static bool held(const struct disk *disk, uint64_t bucket, uint64_t cell)
+{
+    for (unsigned turn = 0; cell != 0 && turn < TURNS; turn++)
+        if (place(disk, (cell - 1) / cells(disk), turn) == bucket)
+            return true;
+    return false;
+}
+
+static uint64_t offset_of(const struct disk *disk, uint64_t bucket)
+{
+    return RESERVED + bucket * disk->sector;
+}
+
+enum put { PUT, FULL, FAILED };
+
+/* Into this bucket, if it holds the number already or has a cell for it. O_DIRECT and O_DSYNC: PUT says that it is on the disk. */
+static enum put put(const struct disk *disk, uint64_t bucket, uint64_t n, uint64_t *into)
+{
+    unsigned at = cells(disk);
+    if (!whole_read(disk->fd, into, disk->sector, offset_of(disk, bucket)))
+        return FAILED;
+    for (unsigned i = 0; i < cells(disk); i++) {
+        if (into[i] == n + 1) {
+            at = i;
+            break;
+        }
+        if (at == cells(disk) && !held(disk, bucket, into[i]))
+            at = i;
+    }
+    if (at == cells(disk))
+        return FULL;
+    into[at] = n + 1;
+    return pwrite(disk->fd, into, disk->sector, (off_t)offset_of(disk, bucket)) == (ssize_t)disk->sector ? PUT : FAILED;
+}
+
 static bool record(uint64_t n, void *buffer)
 {
     for (int i = 0; i < disk_count; i++) {
         struct disk *disk = &disks[i];
-        uint64_t place = RESERVED + (n % disk->slots) * 8;
-        uint64_t sector = place / disk->sector;
-        uint64_t value = n + 1; /* little endian, as this processor is */
-        pthread_mutex_t *lock = &sector_locks[sector % LOCKS];
-        pthread_mutex_lock(lock);
-        bool good = whole_read(disk->fd, buffer, disk->sector, sector * disk->sector);
-        if (good) {
-            memcpy((char *)buffer + place % disk->sector, &value, sizeof value);
-            good = pwrite(disk->fd, buffer, disk->sector, (off_t)(sector * disk->sector)) == (ssize_t)disk->sector;
+        enum put done = FULL;
+        for (unsigned turn = 0; turn < TURNS && done == FULL; turn++) {
+            uint64_t bucket = place(disk, n / cells(disk), turn);
+            pthread_mutex_t *lock = &sector_locks[bucket % LOCKS];
+            pthread_mutex_lock(lock);
+            done = put(disk, bucket, n, buffer);
+            pthread_mutex_unlock(lock);
         }
-        pthread_mutex_unlock(lock);
-        if (!good)
-            return false;
+        if (done != PUT)
+            return false; /* also a disk that is full: better no answer than one that takes another number's place */
     }
     return true;
 }
 
-/* How many of the records low..high are on the disk: the same number of a run of slots, at most all of them. Slot k holds only numbers that are k mod slots. */
+/* How many cells of a bucket hold a number of low..high, of this block only unless `any`; and whether the bucket is full. */
+static uint64_t count_in(const struct disk *disk, uint64_t bucket, const uint64_t *from, uint64_t block, bool any, uint64_t low, uint64_t high, bool *full)
+{
+    uint64_t count = 0;
+    *full = true;
+    for (unsigned i = 0; i < cells(disk); i++) {
+        uint64_t n = from[i] - 1;
+        if (!held(disk, bucket, from[i]))
+            *full = false;
+        else if (n >= low && n <= high && (any || n / cells(disk) == block))
+            count++;
+    }
+    return count;
+}
+
+/* How many of the records low..high are on the disk. */
 static bool count_on(const struct disk *disk, uint64_t low, uint64_t high, char *buffer, uint64_t *present)
 {
-    uint64_t left = high - low >= disk->slots - 1 ? disk->slots : high - low + 1;
-    uint64_t slot = low % disk->slots;
+    uint64_t first = low / cells(disk);
+    bool any = high / cells(disk) - first >= disk->buckets; /* more blocks than the disk has places: what it holds, once */
+    uint64_t left = any ? disk->buckets : high / cells(disk) - first + 1;
     *present = 0;
-    while (left > 0) {
-        uint64_t run = disk->slots - slot < left ? disk->slots - slot : left;
-        uint64_t begin = RESERVED + slot * 8;
-        uint64_t from = begin - begin % disk->sector;
-        uint64_t fits = (CHUNK - (begin - from)) / 8;
-        if (run > fits)
-            run = fits;
-        uint64_t until = begin + run * 8;
-        size_t size = (size_t)((until + disk->sector - 1) / disk->sector * disk->sector - from);
-        if (!whole_read(disk->fd, buffer, size, from))
+    for (uint64_t block = any ? 0 : first; left > 0;) {
+        uint64_t bucket = place(disk, block, 0);
+        uint64_t run = CHUNK / disk->sector;
+        if (run > left)
+            run = left;
+        if (run > disk->buckets - bucket)
+            run = disk->buckets - bucket;
+        if (!whole_read(disk->fd, buffer, run * disk->sector, offset_of(disk, bucket)))
             return false;
-        for (uint64_t i = 0; i < run; i++) {
-            uint64_t value;
-            memcpy(&value, buffer + (begin - from) + i * 8, sizeof value);
-            if (value != 0 && value - 1 >= low && value - 1 <= high && (value - 1) % disk->slots == slot + i)
-                (*present)++;
+        for (uint64_t i = 0; i < run; i++, block++) {
+            bool full;
+            *present += count_in(disk, bucket + i, (uint64_t *)(buffer + i * disk->sector), block, any, low, high, &full);
+            for (unsigned turn = 1; turn < TURNS && full && !any; turn++) {
+                uint64_t other = place(disk, block, turn);
+                if (!whole_read(disk->fd, buffer + CHUNK, disk->sector, offset_of(disk, other)))
+                    return false;
+                *present += count_in(disk, other, (uint64_t *)(buffer + CHUNK), block, false, low, high, &full);
+            }
         }
         left -= run;
-        slot = (slot + run) % disk->slots;
     }
     return true;
 }
@@ -155,16 +223,16 @@ static void open_disks(void)
         struct disk *disk = &disks[disk_count];
         uint64_t size = 0;
         int sector = 512;
-        if (ioctl(fd, BLKGETSIZE64, &size) != 0 || ioctl(fd, BLKSSZGET, &sector) != 0 || size < 2 * RESERVED || sector > 4096) {
+        if (ioctl(fd, BLKGETSIZE64, &size) != 0 || ioctl(fd, BLKSSZGET, &sector) != 0 || size < 2 * RESERVED || sector > MAX_SECTOR) {
             say("guest: %s cannot be used\n", names[i]);
             close(fd);
             continue;
         }
         disk->fd = fd;
         disk->sector = (unsigned)sector;
-        disk->slots = (size - RESERVED) / (uint64_t)sector * (uint64_t)sector / 8;
+        disk->buckets = (size - RESERVED) / (uint64_t)sector;
         disk_count++;
-        say("guest: disk %s, %" PRIu64 " slots\n", names[i], disk->slots);
+        say("guest: disk %s, room for %" PRIu64 " numbers\n", names[i], disk->buckets * cells(disk));
     }
 }
 
@@ -342,7 +410,7 @@ static void *line_service(void *argument)
     char line[256], answer[256];
     size_t have = 0;
     bool too_long = false;
-    char *buffer = aligned(CHUNK);
+    char *buffer = aligned(CHUNK + MAX_SECTOR); /* a run of buckets, and one more of another place */
     while (buffer != NULL) {
         ssize_t got = recv(fd, line + have, sizeof line - 1 - have, 0);
         if (got < 0 && errno == EINTR)
