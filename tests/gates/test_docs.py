@@ -15,6 +15,7 @@ from ansible_collections.lockstep.colo.tests.gates._run import COLLECTION, TOP, 
 
 PAGES = [name for name in tracked("*.md", "*.rst") if name.parts[0] not in ("changelogs", "LICENSES", "CHANGELOG.rst")]
 SITE = TOP / "build" / "docs"
+RUNBOOK_HEADINGS = ["When", "Preconditions", "Steps", "What can go wrong", "Rehearse"]
 
 
 def test_collection_docs_lint() -> None:
@@ -47,6 +48,15 @@ def test_links_lead_somewhere(page: pathlib.Path) -> None:
         if not file.exists() or (fragment and file.suffix == ".md" and fragment not in _anchors(file.read_text())):
             dead.append(target)
     assert not dead
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("playbook", tracked("playbooks/*.yml"), ids=str)
+def test_every_playbook_has_a_runbook_of_the_same_form(playbook: pathlib.Path) -> None:
+    """Who is woken at night finds the same headings, in the same order, on each page."""
+    text = (TOP / "docs" / "runbooks" / playbook.with_suffix(".md").name).read_text()
+    headings = re.findall(r"^## (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    assert [heading for heading in headings if heading in RUNBOOK_HEADINGS] == RUNBOOK_HEADINGS
 
 
 @pytest.mark.fast
