@@ -51,7 +51,9 @@ def test_links_lead_somewhere(page: pathlib.Path) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("playbook", tracked("playbooks/*.yml"), ids=str)
+@pytest.mark.parametrize(
+    "playbook", [path for path in tracked("playbooks/*.yml") if path.parent.name == "playbooks"], ids=str
+)
 def test_every_playbook_has_a_runbook_of_the_same_form(playbook: pathlib.Path) -> None:
     """Who is woken at night finds the same headings, in the same order, on each page."""
     text = (TOP / "docs" / "runbooks" / playbook.with_suffix(".md").name).read_text()
