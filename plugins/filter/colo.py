@@ -34,8 +34,14 @@ _TALKING = ("standby", "syncing", "primary", "secondary")
 _NOT_RUNNING = ("inactive", "failed", None)
 
 
-def _definitions(guests: t.Any, host: str, links: t.Mapping[str, t.Any], defaults: t.Mapping[str, t.Any]) -> list[Json]:
-    return _guest.definitions(guests, host, links, _guest.HostDefaults(**defaults))
+def _definitions(
+    guests: t.Any,
+    host: str,
+    links: t.Mapping[str, t.Any],
+    defaults: t.Mapping[str, t.Any],
+    kept: t.Mapping[str, t.Mapping[str, t.Any]] | None = None,
+) -> list[Json]:
+    return _guest.definitions(guests, host, links, _guest.HostDefaults(**defaults), kept)
 
 
 def _chosen(guests: t.Mapping[str, Json], name: str, hosts: c.Sequence[str] | None = None) -> Json:

@@ -551,7 +551,7 @@ def state(variable: str, value: t.Any, once: bool = False) -> State:
 
 
 def _pair(
-    name: str, raw: t.Any, position: int, links: t.Mapping[str, t.Any], defaults: HostDefaults
+    name: str, raw: t.Any, port_base: t.Any, links: t.Mapping[str, t.Any], defaults: HostDefaults
 ) -> dict[str, t.Any]:
     """The part of a definition that is the same on both hosts."""
     guest_name("colo_guests", name)
@@ -592,27 +592,55 @@ def _pair(
         "disks": _disks(f"{variable}.disks", entry["disks"]),
         "nics": _nics(f"{variable}.nics", entry["nics"], name),
         "boot": _boot(f"{variable}.boot", entry.get("boot")),
-        "port_base": _integer(
-            f"{variable}.port_base",
-            entry.get("port_base", defaults.port_base + PORTS_PER_GUEST * position),
-            1024,
-            65536 - PORTS_PER_GUEST,
-        ),
+        "port_base": _integer(f"{variable}.port_base", port_base, 1024, 65536 - PORTS_PER_GUEST),
         "tuning": _tuning(f"{variable}.tuning", entry.get("tuning", {}), accelerator),
     }
 
 
+def _allot(
+    guests: t.Mapping[t.Any, t.Any], kept: t.Mapping[str, t.Mapping[str, t.Any]], first: t.Any
+) -> dict[str, t.Any]:
+    """The first port of each guest: what its definition says, else what it has on its hosts (``kept``), else the first free block
+    from ``first`` on.
+
+    So a guest that comes or goes moves no other one's ports, over which that one may be protected. Nothing is checked here.
+    """
+    allotted: dict[str, t.Any] = {}
+    for name, raw in guests.items():
+        entry = raw if isinstance(raw, t.Mapping) else {}
+        hosts = entry["hosts"] if isinstance(entry.get("hosts"), list) else []
+        has = [kept[host][str(name)] for host in map(str, hosts) if str(name) in kept.get(host, {})]
+        if "port_base" in entry or has:
+            allotted[str(name)] = entry["port_base"] if "port_base" in entry else has[0]
+    # those of guests that were taken out of colo_guests and are still deployed are taken, too
+    taken = [*allotted.values(), *(base for bases in kept.values() for base in bases.values())]
+    blocks = [int(str(base)) for base in taken if re.match(r"[0-9]{1,5}\Z", str(base))]
+    base = _integer("colo_port_base", first, 1024, 65536 - PORTS_PER_GUEST)
+    for name in map(str, guests):
+        if name not in allotted:
+            while any(abs(base - block) < PORTS_PER_GUEST for block in blocks):
+                base += PORTS_PER_GUEST
+            allotted[name] = base
+            blocks.append(base)
+    return allotted
+
+
 def definitions(
-    guests: t.Any, host: str, links: t.Mapping[str, t.Any], defaults: HostDefaults
+    guests: t.Any,
+    host: str,
+    links: t.Mapping[str, t.Any],
+    defaults: HostDefaults,
+    kept: t.Mapping[str, t.Mapping[str, t.Any]] | None = None,
 ) -> list[dict[str, t.Any]]:
     """The definitions of all guests that have ``host`` in their pair, in the order of ``colo_guests``.
 
-    ``links`` maps every host of the group to its link address. All guests are checked, not only this host's, so that
-    every host refuses bad input alike.
+    ``links`` maps every host of the group to its link address, ``kept`` a host to the first ports of the guests that are
+    deployed there. All guests are checked, not only this host's, so that every host refuses bad input alike.
     """
     if not isinstance(guests, t.Mapping):
         raise InputError("colo_guests", guests, "give a dictionary of guests")
-    pairs = [_pair(str(name), raw, position, links, defaults) for position, (name, raw) in enumerate(guests.items())]
+    ports = _allot(guests, kept or {}, defaults.port_base)
+    pairs = [_pair(str(name), raw, ports[str(name)], links, defaults) for name, raw in guests.items()]
     _clashes(pairs)
     return [
         {

@@ -187,6 +187,12 @@ def _processes(proc: str, definitions: t.Sequence[Definition]) -> dict[int, str]
     return found
 
 
+def _is_qemu(proc: str, pid: int | None, definitions: t.Sequence[Definition]) -> bool:
+    """Whether this process of ours is a QEMU: a keeper names the definition, a QEMU the directory of its sockets."""
+    command = "" if pid is None else _read(f"{proc}/{pid}/cmdline")
+    return any(f"{definition['paths']['run']}/" in command for definition in definitions)
+
+
 def _pids(proc: str) -> list[int]:
     return [int(entry.name) for entry in pathlib.Path(proc).iterdir() if entry.name.isdigit()]
 
@@ -208,16 +214,19 @@ def _listeners(
         for line in _read(f"{proc}/net/{table}").splitlines()[1:]:
             fields = line.split()
             if len(fields) > 9 and fields[3] == _LISTEN:
-                address, port = _socket_address(fields[1])
-                if port in ports:
-                    wanted[fields[9]] = (address, port)
+                wanted[fields[9]] = _socket_address(fields[1])
     owners = _socket_owners(proc, wanted) if wanted else {}
+    # of our guests' all, wherever they listen
+    wanted = {
+        inode: socket for inode, socket in wanted.items() if socket[1] in ports or owners.get(inode, -1) in processes
+    }
     return tuple(
         _preflight.Listener(
             address=address,
             port=port,
             process=_process_name(proc, owners.get(inode)),
             guest=processes.get(owners.get(inode, -1)),
+            qemu=_is_qemu(proc, owners.get(inode), definitions),
         )
         for inode, (address, port) in wanted.items()
     )

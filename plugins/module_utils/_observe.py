@@ -196,7 +196,14 @@ def ask(monitor: Monitor) -> Qemu:
         chardevs=chardevs(monitor),
         exports=frozenset(export["id"] for export in monitor.execute("query-block-exports")),
         settings=settings(monitor, here),
+        incoming=incoming(migration),
     )
+
+
+def incoming(migration: t.Mapping[str, t.Any]) -> str | None:
+    """Where QEMU takes a migration, by its answer to ``query-migrate``."""
+    inet = [row for row in migration.get("socket-address") or [] if row["type"] == "inet"]
+    return _topology.socket_address(inet[0]["host"], int(inet[0]["port"])) if inet else None
 
 
 def settings(monitor: Monitor, here: t.Mapping[str, str]) -> dict[str, int]:

@@ -586,6 +586,8 @@ def _standby_complete(guest: Guest, seen: Observation) -> bool:
     nics = range(len(guest.nics))
     return (
         qemu.migration == "setup"
+        # the other ports go with this one
+        and qemu.incoming == _topology.socket_address(guest.link_address, guest.port_migration)
         and _encrypted_as_wished(guest, qemu, "standby")
         # both sides need the same of these: one that was made for an earlier definition is made anew
         and all(qemu.settings.get(setting) == value for setting, value in _topology.fixed_settings(guest).items())

@@ -44,12 +44,13 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Listener:
-    """One listening TCP socket; ``guest`` is set when it belongs to a QEMU or keeper of that guest of ours."""
+    """One listening TCP socket; ``guest`` is set when it belongs to a QEMU (``qemu``) or keeper of that guest of ours."""
 
     address: str
     port: int
     process: str
     guest: str | None = None
+    qemu: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,17 +326,35 @@ def _port_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[
         address = ipaddress.ip_address(listener.address)
         mapped = getattr(address, "ipv4_mapped", None)
         meets = address.is_unspecified or own in (address, mapped)
-        if meets and base <= listener.port < base + PORTS_PER_GUEST and listener.guest != definition["name"]:
+        inside, own_one = base <= listener.port < base + PORTS_PER_GUEST, listener.guest == definition["name"]
+        if meets and inside and not own_one:
+            return [_port_taken(definition, listener)]
+        if own_one and listener.qemu and not inside:
             return [
                 Problem(
-                    "port_taken",
+                    "ports_changed",
                     f"colo_guests.{definition['name']}.port_base",
                     base,
-                    f"{listener.process} listens on port {listener.port}, one of this guest's {PORTS_PER_GUEST}: "
-                    "stop it, or choose another port_base or colo_port_base",
+                    f"its standby on this host listens on port {listener.port} and keeps its ports for as long as it is there: put port_base "
+                    f"back, or end the standby with maintenance.yml -e colo_maintenance_host={definition['host']}, then run site.yml again",
                 )
             ]
     return []
+
+
+def _port_taken(definition: t.Mapping[str, t.Any], listener: Listener) -> Problem:
+    who, remedy = listener.process, "stop it, or choose another port_base or colo_port_base"
+    if listener.guest is not None:
+        who, remedy = (
+            f"guest {listener.guest} ({listener.process})",
+            "choose another port_base, that guest keeps its own",
+        )
+    return Problem(
+        "port_taken",
+        f"colo_guests.{definition['name']}.port_base",
+        definition["port_base"],
+        f"{who} listens on port {listener.port}, one of this guest's {PORTS_PER_GUEST}: {remedy}",
+    )
 
 
 def _accelerator_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[Problem]:

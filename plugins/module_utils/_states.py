@@ -70,6 +70,7 @@ class Qemu:
     chardevs: t.Mapping[str, bool]
     exports: frozenset[str]
     settings: t.Mapping[str, int]  # by the names that _topology has for them
+    incoming: str | None = None  # address and port at which this one takes a migration
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Machine:
     runstate: str
     nodes: set[str]
     migration: str = "none"
+    incoming: str | None = None  # where it takes one
     colo_mode: str = "none"
     role: str = ""  # of the migration capabilities
     tls_creds: str = ""  # of the migration
@@ -318,6 +319,7 @@ class World:
                 },
                 exports=frozenset(machine.exports),
                 settings={**_topology.fixed_settings(host.guest), **_topology.live_settings(host.guest)},
+                incoming=machine.incoming,
             ),
         )
 
@@ -547,6 +549,7 @@ class World:
         assert machine.role == "standby", "without x-colo this would be a plain migration"
         assert len(machine.exports) == len(host.guest.disks)
         machine.migration = "setup"
+        machine.incoming = arguments["uri"].removeprefix("tcp:")
 
     def qmp_blockdev_add(self, host: Host, arguments: Json) -> None:
         machine = self._machine(host)

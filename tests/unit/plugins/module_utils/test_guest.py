@@ -109,6 +109,40 @@ def test_ports_follow_the_order_of_the_guests_for_all_hosts_alike() -> None:
     ]
 
 
+def _ports(kept: dict[str, dict[str, t.Any]], **wishes: t.Any) -> dict[str, int]:
+    """The ports of these guests, each with a card of its own; a number is an explicit ``port_base``."""
+    guests = {}
+    for number, (name, wish) in enumerate(wishes.items()):
+        card = {"name": "lan", "bridge": "br0", "mac": f"52:54:00:00:01:{number:02x}"}
+        guests[name] = _make.wish() | {"nics": [card]} | ({} if wish is None else {"port_base": wish})
+    here, there = (
+        {entry["name"]: entry["port_base"] for entry in _guest.definitions(guests, host, _make.LINKS, DEFAULTS, kept)}
+        for host in ("alpha", "beta")
+    )
+    assert here == there, "the two hosts of a guest were told different ports"
+    return here
+
+
+def test_a_guest_that_is_deployed_keeps_its_ports_whoever_comes_or_goes() -> None:
+    kept = {"alpha": {"web1": "9000", "web2": "9032"}, "beta": {"web1": "9000"}}
+    assert _ports(kept, aaa=None, web1=None, web2=None) == {"aaa": 9064, "web1": 9000, "web2": 9032}
+    assert _ports(kept, web2=None) == {"web2": 9032}
+    # web1 was taken out of colo_guests, and its QEMU may run yet
+    assert _ports(kept, aaa=None, web2=None) == {"aaa": 9064, "web2": 9032}
+    # a host that was replaced by an empty one, or not asked, knows nothing: the other one does
+    assert _ports({"beta": {"web1": 9320}}, aaa=None, web1=None) == {"aaa": 9000, "web1": 9320}
+    assert _ports({"gamma": {"aaa": 9000}}, aaa=None) == {"aaa": 9032}, "aaa is there yet on a host that it has left"
+
+
+def test_a_port_base_that_is_given_counts_and_new_guests_go_around_it() -> None:
+    assert _ports({"alpha": {"web1": 9000}}, aaa=None, web1=9500) == {"aaa": 9032, "web1": 9500}
+    assert _ports({}, aaa=None, bbb=None, web1=9031) == {"aaa": 9064, "bbb": 9096, "web1": 9031}
+    links = {"alpha": {"web1": 9000}}
+    with pytest.raises(InputError) as caught:
+        _ports(links, aaa=9000, web1=None)
+    assert caught.value.error_code == "port_clash"
+
+
 @pytest.mark.parametrize(("guest", "nic", "tap"), [("web1", "lan", "web1-lan"), ("a" * 31, "lan", None)])
 def test_tap_names_fit_the_kernel(guest: str, nic: str, tap: str | None) -> None:
     name = _guest.tap_name(guest, nic)
@@ -199,7 +233,7 @@ def test_tap_names_fit_the_kernel(guest: str, nic: str, tap: str | None) -> None
             "colo_guests.web1.tuning.heartbeat_timeout_ms",
             "bad_input",
         ),
-        ({"a": _make.wish(), "b": _make.wish(port_base=9031)}, "colo_guests.b.port_base", "port_clash"),
+        ({"a": _make.wish(port_base=9000), "b": _make.wish(port_base=9031)}, "colo_guests.b.port_base", "port_clash"),
         ({"a": _make.wish(), "b": _make.wish()}, "colo_guests.b.nics[0].mac", "duplicate"),
     ],
 )

@@ -249,6 +249,14 @@ def test_processes_and_listeners(tmp_path: pathlib.Path, proc: pathlib.Path) -> 
     assert state.guests["web2"].resident_bytes == 0
 
 
+def test_a_qemu_of_ours_is_seen_wherever_it_listens(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
+    state = look(proc, definition(tmp_path, port_base=9500))
+    assert [(one.port, one.guest, one.qemu) for one in state.listeners] == [(9001, "web1", True)]
+    (proc / "7" / "cmdline").write_text(f"python3\0colo_keeper.py\0run\0{tmp_path}/etc/web1.json")
+    state = look(proc, definition(tmp_path, port_base=9500))
+    assert [(one.port, one.guest, one.qemu) for one in state.listeners] == [(9001, "web1", False)]
+
+
 def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     """A QEMU at a checkpoint closes one now and then; here one that cannot be read stands for it."""
     for process in ("7", "8"):

@@ -21,3 +21,10 @@ TABLE = """\
 def test_only_connections_that_are_open_count_and_by_their_local_port() -> None:
     assert _observe.established(TABLE) == {9004, 0xD431}
     assert _observe.established(TABLE.splitlines()[0]) == set()
+
+
+def test_where_a_standby_takes_the_guest() -> None:
+    inet = {"type": "inet", "host": "fd00::1", "port": "9000"}
+    assert _observe.incoming({"status": "setup", "socket-address": [inet]}) == "[fd00::1]:9000"
+    assert _observe.incoming({"status": "setup", "socket-address": [{**inet, "host": "192.0.2.1"}]}) == "192.0.2.1:9000"
+    assert _observe.incoming({"status": "none"}) is None

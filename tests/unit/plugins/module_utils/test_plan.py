@@ -583,12 +583,20 @@ def _whole_standby(**more: t.Any) -> _states.Qemu:
             "f2-0": "filter-redirector",
         },
         "chardevs": {"red0-0": False, "red1-0": False},
+        "incoming": "192.0.2.1:9000",
     }
     return _make.qemu(**{**values, **more})
 
 
 def test_a_standby_that_waits_for_this_generation_stays() -> None:
     assert _plan.standby(GUEST, _make.seen(_whole_standby(), _make.SYNCING), 1) == []
+
+
+@pytest.mark.parametrize("incoming", [None, "192.0.2.1:9500", "192.0.2.9:9000"])
+def test_a_standby_that_waits_elsewhere_is_made_anew(incoming: str | None) -> None:
+    """It was made for other ports or another address, and the serving side would connect where nobody listens."""
+    seen = _make.seen(_whole_standby(incoming=incoming), _make.SYNCING)
+    assert [step.operation for step in _plan.standby(GUEST, seen, 1)][:2] == ["stop_unit", "record"]
 
 
 def test_a_standby_that_waits_takes_a_new_key() -> None:

@@ -193,6 +193,22 @@ def test_ports(listener: Listener, free: bool) -> None:
     assert found(listeners=(listener,)) == ([] if free else [("port_taken", "colo_guests.web1.port_base")])
 
 
+def test_a_standby_that_is_there_keeps_its_ports() -> None:
+    qemu, keeper = (Listener("192.0.2.1", 9001, "process", guest="web1", qemu=qemu) for qemu in (True, False))
+    moved = definition(port_base=9500)
+    assert found(listeners=(qemu,), definitions=[moved]) == [("ports_changed", "colo_guests.web1.port_base")]
+    # a keeper is restarted, and listens where its definition says
+    assert found(listeners=(keeper,), definitions=[moved]) == []
+    assert found(listeners=(qemu, keeper)) == []
+
+
+def test_a_guest_of_ours_whose_port_is_asked_for_is_named() -> None:
+    state = dataclasses.replace(HOST, listeners=(Listener("192.0.2.1", 9001, "qemu (pid 7)", guest="db1"),))
+    message = _preflight.problems(state, [definition()], {})[0].message
+    assert message.startswith("guest db1 (qemu (pid 7)) listens on port 9001")
+    assert "stop it" not in message
+
+
 def test_kvm_counts_for_kvm_guests_only() -> None:
     assert found(kvm_problem="/dev/kvm is missing") == [("kvm_unusable", "colo_guests.web1.accelerator")]
     assert found(kvm_problem="/dev/kvm is missing", definitions=[definition(accelerator="tcg")]) == []
