@@ -329,13 +329,13 @@ def _left_behind(pairs: t.Mapping[str, Json], alone: bool = False) -> list[str]:
 
 
 def _succeeded(pairs: t.Mapping[str, Json], hostvars: t.Any, side: str, register: str) -> Json:
-    """By guest, the result ``register`` of the host that is its ``side``, where that went well."""
+    """By guest, the result ``register`` of the host that is its ``side``, where that went well, to the end."""
     results = {}
     for name, pair in pairs.items():
         host = pair[side]
         answer = hostvars[host].get(register) if host is not None and host in hostvars else None
         result = (answer or {}).get("guests", {}).get(name)
-        if result is not None and "error" not in result:
+        if result is not None and "error" not in result and result.get("finished", True):
             results[name] = result
     return results
 
@@ -357,6 +357,11 @@ def _troubles(hosts: t.Sequence[str], hostvars: t.Any, registers: t.Sequence[str
     for host in hosts:
         for register in registers:
             answer = hostvars[host].get(register) if host in hostvars else None
+            lines += [
+                f"{host}: resync_unfinished: {line}: the copy goes on by itself, longer than this run waits (colo_protection_timeout_s): run site.yml "
+                "again, which goes on with it"
+                for line in _resync_report(answer)
+            ]
             if not answer or not answer.get("failed"):
                 continue
             errors = {name: guest["error"] for name, guest in answer.get("guests", {}).items() if "error" in guest}

@@ -376,7 +376,14 @@ class Applier:
                 raise Unfinished(progress)
             return False
 
-        self._wait(step, deadline, ready, lambda: {name: [job["offset"], job["len"]] for name, job in jobs.items()})
+        try:
+            self._wait(step, deadline, ready, lambda: self._progress(jobs))
+        except DeadlineError as exc:
+            raise ColoError(
+                "resync_unfinished",
+                f"the disks are not equal after {step.timeout_s:g} s, and their copy goes on by itself: run site.yml again, which goes on with it",
+                progress=self._progress(jobs),
+            ) from exc
 
     def _wait_jobs_gone(self, step: Step, deadline: float) -> None:
         wanted = set(step.arguments["jobs"])

@@ -160,8 +160,11 @@ def converge(
             except ColoError as exc:
                 # a monitor greets one client at a time
                 applier.close()
-                # a setting that QEMU did not take is no reason to end a protection that goes on
-                if roll_back is not None and exc.details.get("step") not in _plan.tuning_titles(steps):
+                # a setting that QEMU did not take is no reason to end a protection that goes on, nor is a copy that takes longer
+                ends = exc.error_code != "resync_unfinished" and exc.details.get("step") not in _plan.tuning_titles(
+                    steps
+                )
+                if roll_back is not None and ends:
                     exc.details["rolled_back"] = _roll_back(guest, module, roll_back)
                 exc.details["result"] = _told(applier, freed, before, _after_error(guest, module), begin, observed)
                 raise

@@ -64,6 +64,7 @@ options:
   timeout_s:
     description:
       - Deadline in seconds of each of the two long waits, the copy of the disks and the copy of the memory.
+      - A copy of the disks that takes longer goes on by itself, and the next call goes on with it. A copy of the memory that does is taken back.
     type: float
     default: 3600
   patience_s:

@@ -204,6 +204,8 @@ def test_only_what_went_well_is_gone_on_with() -> None:
         "beta": {"served": {"guests": {"b": good}}},
     }
     assert FILTERS["succeeded"](PAIRS, hostvars, "serving", "served") == {"b": good, "c": good}
+    hostvars["beta"]["served"]["guests"]["b"] = {**good, "finished": False}
+    assert FILTERS["succeeded"](PAIRS, hostvars, "serving", "served") == {"c": good}
     assert FILTERS["succeeded"](PAIRS, hostvars, "standby", "other") == {}
     assert FILTERS["succeeded"](PAIRS, {}, "serving", "served") == {}
 
@@ -221,6 +223,16 @@ def test_troubles_are_told_per_host_and_guest() -> None:
         "alpha: fence_missing: guest web1 is stopped",
         "beta: failed without a message",
     ]
+
+
+def test_a_copy_that_goes_on_when_the_run_ends_is_told() -> None:
+    progress = {"resync0": {"done_bytes": 3 * MIB, "of_bytes": 64 * MIB}}
+    hostvars = {
+        "alpha": {"one": {"guests": {"web1": {"finished": False, "progress": progress}, "db": {"finished": True}}}}
+    }
+    (line,) = FILTERS["troubles"](["alpha"], hostvars, ["one"])
+    assert line.startswith("alpha: resync_unfinished: web1: resync0 3 of 64 MiB: the copy goes on by itself")
+    assert "run site.yml again" in line
 
 
 def test_what_is_not_protected_is_told_with_the_better_reason() -> None:

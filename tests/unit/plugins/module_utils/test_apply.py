@@ -275,8 +275,8 @@ def test_a_resync_that_is_gone_was_not_finished(stage: Stage) -> None:
 
 def test_the_resyncs_deadline_tells_how_far_it_came(stage: Stage) -> None:
     step = _wait("wait_jobs_ready", timeout_s=0.1, jobs=["resync0"])
-    error = stage.fails(step, script=[_jobs(False), _jobs(False), Tell(), _jobs(False)], code="deadline_passed")
-    assert error.details["last_seen"] == {"resync0": [5, 9]}
+    error = stage.fails(step, script=[_jobs(False), _jobs(False), Tell(), _jobs(False)], code="resync_unfinished")
+    assert error.details["progress"] == {"resync0": {"done_bytes": 5, "of_bytes": 9}}
 
 
 def test_a_resync_that_takes_long_is_left_to_go_on(stage: Stage) -> None:

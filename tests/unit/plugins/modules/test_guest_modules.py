@@ -527,6 +527,27 @@ def test_a_protection_that_fails_is_taken_back_over_a_monitor_that_greets(host: 
     ]
 
 
+def test_a_copy_that_takes_longer_than_the_run_is_not_thrown_away(host: Host) -> None:
+    guest = host.deploy("web1", _generation.started_alone)
+    host.runs(guest, _make.keeper(**HEARD))
+    row = {"device": "resync0", "ready": False, "status": "running", "offset": 5, "len": 9}
+    answers: Json = {"blockdev-mirror": {}, "query-block-jobs": lambda _arguments: [row] if mirrored() else []}
+    with _serve(guest, Qemu(answers)) as server:
+
+        def mirrored() -> bool:
+            return any(command == "blockdev-mirror" for command, _arguments, _oob in server.calls)
+
+        result = host.module(colo_migrate, name=["web1"], role="primary", state="protected", timeout_s=0.3)
+        assert result["error_code"] == "resync_unfinished"
+        assert "run site.yml again" in result["msg"]
+        assert "rolled_back" not in result["details"]
+        assert result["guests"]["web1"]["standing"]["after"] == "syncing"
+        assert host.yanked == []
+        # by patience it is no error at all, and no more is undone
+        host.module(colo_migrate, name=["web1"], role="primary", state="protected", patience_s=0.3)
+    assert not [command for command, _a, _o in server.calls if command in ("block-job-cancel", "blockdev-del")]
+
+
 def test_a_roll_back_that_fails_tells_both_errors(host: Host) -> None:
     guest = host.deploy("web1", _generation.started_alone)
     host.runs(guest, _make.keeper(**HEARD))
