@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections.abc as c
 import dataclasses
+import datetime
 import typing as t
 
 from ansible.errors import AnsibleFilterError
@@ -394,6 +395,15 @@ def _resync(name: str, figures: Json) -> str:
     return f"{words}, {figures['bytes_per_s'] / _guest.MIB:.1f} MiB/s, {left}"
 
 
+def _blind(info: Json) -> list[str]:
+    """From when on a keeper has seen what its QEMU tells in lock step, where that is not from the beginning."""
+    told = ((info.get("keeper") or {}).get("flags") or {}).get("blind_since")
+    if not told or info["standing"] not in _states.LOCK_STEP:
+        return []
+    begun = datetime.datetime.fromtimestamp(told["time"], datetime.UTC).isoformat(timespec="seconds")
+    return [f"    its keeper has watched since {begun}; what QEMU told before, it may have missed"]
+
+
 def _in_the_clear(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
     """One sentence for each guest whose QEMUs talk to each other in the clear now."""
     answers = _answers(guests, hostvars, register)
@@ -432,6 +442,7 @@ def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, regist
             if "error" in info:
                 lines.append(f"    {info['error']['message']}")
             lines += [f"    {_resync(job, figures)}" for job, figures in info.get("resync", {}).items()]
+            lines += _blind(info)
             lines += [f"    from its next protection on: {change}" for change in info.get("waiting", [])]
     return [*lines, *_in_the_clear(guests, hostvars, register)]
 

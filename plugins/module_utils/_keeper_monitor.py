@@ -116,6 +116,7 @@ class Monitor:
         self._leaving = asyncio.Event()
         self._own_ticks = started_ticks(os.getpid())
         self._trouble = ""
+        self.looked = asyncio.Event()  # QEMU was found and is known, or was not there to be
 
     async def run(self) -> None:
         """Connect, hold, connect again."""
@@ -127,6 +128,7 @@ class Monitor:
                 if str(exc) != self._trouble:
                     self._trouble = str(exc)
                     log("info", "QEMU's monitor cannot be used", reason=self._trouble)
+                self.looked.set()
                 # Awaits a condition: that QEMU listens. It is about to be started, or has just died.
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, RETRY_LAST_S)
@@ -270,6 +272,7 @@ class Monitor:
                 if not known:
                     await self._catch_up()
                     known = True
+                    self.looked.set()
             except TimeoutError:
                 log("warning", "QEMU does not answer in band", age_ms=age_ms(self.qemu.answered))
             except ExecuteError as exc:

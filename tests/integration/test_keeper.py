@@ -423,6 +423,28 @@ def test_readiness_is_told(alpha: Side, monkeypatch: pytest.MonkeyPatch) -> None
         assert channel.recv(100) == b"READY=1"
 
 
+def test_ready_is_a_keeper_that_sees_what_its_qemu_tells(alpha: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who restarts the keepers of a pair one after the other relies on it."""
+    alpha.start_keeper()
+    alpha.start_qemu("primary")
+    alpha.execute("cont")
+    assert alpha.qemu is not None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(alpha.directory / "notify"))
+        channel.settimeout(DEADLINE_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(alpha.directory / "notify"))
+        for hangs in (False, True):
+            alpha.kill_keeper()
+            alpha.log.unlink()
+            if hangs:
+                alpha.qemu.send_signal(signal.SIGSTOP)
+            alpha.start_keeper()
+            assert channel.recv(100) == b"READY=1"
+            told = alpha.log.read_text()
+            assert ("QEMU connected" in told[: told.index("keeper ready")]) != hangs, told
+        alpha.qemu.send_signal(signal.SIGCONT)
+
+
 def test_state_for_humans(alpha: Side) -> None:
     alpha.start_keeper()
     out = subprocess.check_output([sys.executable, str(KEEPER), "state", str(alpha.config)], env=environ())

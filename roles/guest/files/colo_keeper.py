@@ -55,6 +55,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._keeper_monitor impo
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_records import DISK_S, Records
 
 LAST_WORD_S = 1.0  # of a keeper that is told to end, to tell its peer that QEMU is gone
+READY_S = 4.0  # a QEMU that hangs is watched all the same
 RESTART_S = 0.25  # a part of the keeper that failed
 API_IDLE_S = 30.0
 API_LINE = 64 * 1024  # bytes
@@ -144,8 +145,6 @@ class Keeper:
         """Run until cancelled. A part that fails unexpectedly is begun again: the others must not be lost with it."""
         await self._records.refresh(DISK_S)
         await self._api.start()
-        notify("READY=1")
-        log("info", "keeper ready", guest=self._guest.name, host=self._guest.host)
         # a connection that ends in the moment in which it is let go of has an error that nobody waits for
         asyncio.get_running_loop().set_exception_handler(
             lambda _loop, seen: log("warning", seen["message"], reason=repr(seen.get("exception")))
@@ -157,10 +156,19 @@ class Keeper:
                 parts.create_task(self._for_ever(part))
                 for part in (self._records.run, self._monitor.run, self._heartbeat.run)
             ]
+            tasks.append(parts.create_task(self._ready()))
             await ended.wait()
             await self._last_word()
             for task in tasks:
                 task.cancel()
+
+    async def _ready(self) -> None:
+        """Ready is a keeper that sees what its QEMU tells, so that whoever restarts one after the other leaves no moment without any."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_S):
+                await self._monitor.looked.wait()
+        log("info", "keeper ready", guest=self._guest.name, host=self._guest.host)
+        notify("READY=1")
 
     async def _last_word(self) -> None:
         """systemd stops this keeper in the moment in which its QEMU has ended: the peer is told before."""

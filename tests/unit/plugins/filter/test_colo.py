@@ -317,6 +317,9 @@ def test_the_table_tells_what_is_and_what_to_do() -> None:
                 },
                 waiting=["multifd-channels: 0 -> 2"],
                 ports={"migration": 9000},
+                keeper={
+                    "flags": {"blind_since": {"time": 1764450000.2, "data": {"connected_until": None}}, "reset": None}
+                },
             )
         }
     }
@@ -327,13 +330,14 @@ def test_the_table_tells_what_is_and_what_to_do() -> None:
     assert "copy protected/2" in lines[2]
     assert "checkpoints 0.98/s pause p50 47 p99 81 ms" in lines[2]
     assert "QEMU 11.1.3  ports 9000+" in lines[2]
-    assert lines[3:6] == [
+    assert lines[3:7] == [
         "    resync0: 5 of 64 MiB, 6.0 MiB/s, 10 s left",
         "    resync1: 5 of 64 MiB, 0.0 MiB/s, it stands still",
+        "    its keeper has watched since 2025-11-29T21:00:00+00:00; what QEMU told before, it may have missed",
         "    from its next protection on: multifd-channels: 0 -> 2",
     ]
-    assert "unreachable" in lines[6]
-    assert "copy -/-" in lines[6]
+    assert "unreachable" in lines[7]
+    assert "copy -/-" in lines[7]
 
 
 def test_what_waits_for_the_next_protection_is_told_by_guest() -> None:
