@@ -217,11 +217,12 @@ def _fence_problems(value: t.Any, host: str) -> list[str]:
     return []
 
 
-def _resolutions(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, keep: str = "") -> Json:
-    """What follows, for each guest, from the choice of the host whose copy is kept."""
+def _resolutions(guests: t.Mapping[str, Json], hostvars: t.Any, register: str, keep: str = "", lost: str = "") -> Json:
+    """What follows, for each guest, from the choice of the host whose copy is kept, and the word that the other one's is ``lost``."""
     answers = _answers(guests, hostvars, register)
     return {
-        name: dataclasses.asdict(_resolve.resolve(_sides(name, guest, answers), keep)) for name, guest in guests.items()
+        name: dataclasses.asdict(_resolve.resolve(_sides(name, guest, answers), keep, lost))
+        for name, guest in guests.items()
     }
 
 

@@ -458,10 +458,13 @@ def newest(a: Record | None, b: Record | None) -> Choice:
         if (left.state, right.state) == ("protected", "alone") and left.generation < right.generation:
             return _chosen(right, pair)
         return Choice(error_code="records_inconsistent", message=f"Both records claim the guest ({pair}).")
+    remaining = [rec for rec in (a, b) if rec.state == "protected"]
+    if remaining and "new" in (a.state, b.state):
+        return newest_of_one(remaining[0])
     return Choice(
         error_code="no_startable_copy" if "new" not in (a.state, b.state) else "newest_unknown",
         message=f"No copy is known to be complete and newest ({pair}). The serving side's record is missing or older "
-        f"than it was; restore it, or start one copy by its explicit name.",
+        f"than it was; restore it.",
     )
 
 
@@ -490,10 +493,16 @@ def newest_of_one(rec: Record) -> Choice:
         return _chosen(rec, what)
     if rec.state == "syncing" or rec.stale:
         return Choice(error_code="no_startable_copy", message=f"The only copy at hand is torn or stale ({what}).")
+    # by name only: whoever served last, the other side may have gone on without this copy
+    lost = f" -e colo_lost_host={rec.peer}" if rec.role == "standby" else ""
+    word = (
+        f"; or, if the copy of {rec.peer} is lost for ever, go on with this one by its explicit name: resolve.yml -e colo_guest={rec.guest} "
+        f"-e colo_keep={rec.host}{lost}"
+    )
     return Choice(
         error_code="newest_unknown",
         message=f"It cannot be known which copy is newest ({what}). Bring {rec.peer} back so that its record can be "
-        f"read, or start this copy by its explicit name.",
+        f"read{'' if rec.state == 'new' else word}.",
     )
 
 

@@ -47,7 +47,11 @@ def migrate(name: str, module: AnsibleModule) -> _guests.Result:
         }
     plans: dict[tuple[str, str], Plan] = {
         ("primary", "ready"): lambda seen, _applier: _plan.serve(
-            guest, seen, _evidence(name, module), _generation(name, module)
+            guest,
+            seen,
+            _evidence(name, module),
+            _generation(name, module),
+            accept_older=name in module.params["accept_older"],
         ),
         ("primary", "protected"): lambda seen, applier: _protect(guest, seen, applier, module),
         ("primary", "absent"): lambda seen, _applier: _plan.unprotect(guest, seen),

@@ -92,16 +92,23 @@ def _record(transition: str, title: str, **arguments: t.Any) -> Step:
 # --- the serving side -------------------------------------------------------------------------------------------
 
 
-def serve(guest: Guest, seen: Observation, fenced_by: str | None, generation: int | None = None) -> list[Step]:
+def serve(
+    guest: Guest,
+    seen: Observation,
+    fenced_by: str | None,
+    generation: int | None = None,
+    accept_older: bool = False,
+) -> list[Step]:
     """The guest runs here (colo_migrate role=primary state=ready); protected or not, but with nothing half-built.
 
     Refuses to start a stopped guest without evidence about the other side (``fence_missing``), or another copy than that of
     ``generation``, of which the evidence is (``generation_changed``); refuses a standby
-    (``is_standby``) and a QEMU that cannot be judged (``standing_failed``).
+    (``is_standby``) and a QEMU that cannot be judged (``standing_failed``). The copy of a standby is started with ``accept_older`` only
+    (``illegal_transition``).
     """
     now = _states.standing(seen)
     if now in ("absent", "stopped"):
-        return _start(guest, seen, fenced_by, generation)
+        return _start(guest, seen, fenced_by, generation, accept_older)
     if now == "primary":
         return to_alone(guest, seen) if _half_way(seen) else []
     if now == "alone":
@@ -153,7 +160,9 @@ def _half_way(seen: Observation) -> bool:
     return in_colo and seen.record is not None and seen.record.state == "alone"
 
 
-def _start(guest: Guest, seen: Observation, fenced_by: str | None, generation: int | None) -> list[Step]:
+def _start(
+    guest: Guest, seen: Observation, fenced_by: str | None, generation: int | None, accept_older: bool
+) -> list[Step]:
     if not fenced_by:
         raise RefusedError(
             "fence_missing",
@@ -180,7 +189,12 @@ def _start(guest: Guest, seen: Observation, fenced_by: str | None, generation: i
         # a QEMU that has the guest but does not run it (killed between start and cont, or the guest powered itself off)
         steps.append(_stop(guest))
     return steps + [
-        _record("started_alone", "this copy serves, unprotected", fenced_by=fenced_by),
+        _record(
+            "started_alone",
+            "this copy serves, unprotected",
+            fenced_by=fenced_by,
+            **({"accept_older": True} if accept_older else {}),
+        ),
         Step("permit", "permit one start as primary", {"role": "primary"}),
         Step("start_unit", f"start {guest.unit}", {"unit": guest.unit}, timeout_s=30),
         Step("wait_keeper", "the keeper holds its monitor", timeout_s=10, changes=False),

@@ -22,19 +22,23 @@ _NOT_RUNNING = ("absent", "stopped")
 @dataclasses.dataclass(frozen=True)
 class Resolution:
     """What follows from the choice. ``give_up`` is the host whose QEMU is ended and whose copy becomes a backup (None: that is
-    done); on ``keep`` the guest then goes on alone (``goes_on``), or is started (``start``). ``refusal`` is empty when that
-    may be done.
+    done); on ``keep`` the guest then goes on alone (``goes_on``), or is started (``start``; ``older``: although the other side may
+    have served after it). ``refusal`` is empty when that may be done.
     """
 
     keep: str | None = None
     give_up: str | None = None
     goes_on: bool = False
     start: bool = False
+    older: bool = False
     refusal: str = ""
 
 
-def resolve(sides: tuple[Side, Side], keep: str) -> Resolution:
-    """Judge the choice of ``keep``; a run that was killed is finished by the same choice."""
+def resolve(sides: tuple[Side, Side], keep: str, lost: str = "") -> Resolution:
+    """Judge the choice of ``keep``; a run that was killed is finished by the same choice.
+
+    ``lost`` is the operator's word, by name, that the copy of the other host is lost for ever.
+    """
     one, two = sides
     silent = [side.host for side in sides if side.standing is None]
     if silent:
@@ -54,13 +58,17 @@ def resolve(sides: tuple[Side, Side], keep: str) -> Resolution:
     if keep not in (one.host, two.host):
         raise InputError("colo_keep", keep, f"name one of the guest's hosts: {one.host}, {two.host}")
     kept, other = (one, two) if keep == one.host else (two, one)
+    if lost not in ("", other.host):
+        raise InputError(
+            "colo_lost_host", lost, f"name the host whose copy is lost for ever, when {keep}'s is kept: {other.host}"
+        )
     torn = _torn(kept)
     if torn:
         return _refuse(f"the copy on {kept.host} cannot be kept: {torn}")
     if _pair.serves(kept):
         return _goes_on(kept, other)
     if kept.standing in _NOT_RUNNING and other.standing in _NOT_RUNNING:
-        return _starts(kept, other)
+        return _starts(kept, other, lost)
     return _refuse(_nothing(sides))
 
 
@@ -78,9 +86,18 @@ def _goes_on(kept: Side, other: Side) -> Resolution:
     return _refuse(_nothing((kept, other)))
 
 
-def _starts(kept: Side, other: Side) -> Resolution:
+def _starts(kept: Side, other: Side, lost: str) -> Resolution:
     """Neither copy runs."""
     record = kept.record
+    nothing_there = other.record is None or other.record.state == "new"
+    if record is not None and record.state == "protected" and record.role == "standby" and nothing_there:
+        # whole: what was acknowledged in lock step is on both disks. But the other side may have gone on without this one
+        if not lost:
+            return _refuse(
+                f"the copy on {kept.host} is a standby's, and {other.host} may have served without it: what was acknowledged then would be missing. "
+                f"If the copy of {other.host} is lost for ever, say so by its name: -e colo_lost_host={other.host}"
+            )
+        return Resolution(keep=kept.host, start=not record.clean, older=True)
     if record is None or record.role != "serving":
         return _refuse(f"the copy on {kept.host} never served, or not last ({_copy(kept)}): it is not started by this")
     if record.uncommitted:
@@ -89,7 +106,7 @@ def _starts(kept: Side, other: Side) -> Resolution:
             "'A takeover that was cut short' in docs/runbooks/failover.md"
         )
     done = Resolution(keep=kept.host, start=not record.clean)
-    if other.record is None or other.record.state == "new":
+    if nothing_there or other.record is None:
         return done
     choice = _generation.newest(kept.record, other.record)
     if choice.host is not None and not other.record.uncommitted:

@@ -61,6 +61,13 @@ options:
         Needed to stop one.
     type: dict
     default: {}
+  accept_older:
+    description:
+      - Names of guests that may be started, with O(role=primary) and O(state=ready), from the copy of a standby, although the other host may
+        have served after it. Only for one whose copy is lost for ever.
+    type: list
+    elements: str
+    default: []
   timeout_s:
     description:
       - Deadline in seconds of each of the two long waits, the copy of the disks and the copy of the memory.
@@ -171,6 +178,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["protected", "ready", "absent"], "required": True},
             "generation": {"type": "dict", "default": {}},
             "fenced_by": {"type": "dict", "default": {}},
+            "accept_older": {"type": "list", "elements": "str", "default": []},
             "timeout_s": {"type": "float", "default": 3600.0},
             "patience_s": {"type": "float", "default": 0.0},
         },

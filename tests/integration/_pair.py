@@ -230,7 +230,7 @@ class Host:
     def migrate(self, role: str, state: str, **more: t.Any) -> _guests.Result:
         """colo_migrate."""
         waits = {"timeout_s": 10.0, "patience_s": 0.0}
-        params = {"role": role, "state": state, "generation": {}, "fenced_by": {}, **waits, **more}
+        params = {"role": role, "state": state, "generation": {}, "fenced_by": {}, "accept_older": [], **waits, **more}
         return _migrate.migrate(NAME, self._module(params))
 
     def fail_over(self, fenced_by: str | None = None, **more: t.Any) -> _guests.Result:

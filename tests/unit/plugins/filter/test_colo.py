@@ -199,12 +199,12 @@ def test_nobody_works_on_a_guest_that_is_refused() -> None:
 
 def test_only_what_went_well_is_gone_on_with() -> None:
     good, bad = {"generation": 4}, {"generation": 4, "error": {"error_code": "x", "message": "y"}}
-    hostvars = {
+    hostvars: Json = {
         "alpha": {"served": {"failed": True, "guests": {"a": bad, "c": good}}},
         "beta": {"served": {"guests": {"b": good}}},
     }
     assert FILTERS["succeeded"](PAIRS, hostvars, "serving", "served") == {"b": good, "c": good}
-    hostvars["beta"]["served"]["guests"]["b"] = {**good, "finished": False}
+    hostvars["beta"] = {"served": {"guests": {"b": {**good, "finished": False}}}}
     assert FILTERS["succeeded"](PAIRS, hostvars, "serving", "served") == {"c": good}
     assert FILTERS["succeeded"](PAIRS, hostvars, "standby", "other") == {}
     assert FILTERS["succeeded"](PAIRS, {}, "serving", "served") == {}
@@ -610,9 +610,15 @@ def test_two_histories_are_decided_by_a_name() -> None:
     told = FILTERS["resolutions"](GUESTS, hostvars, "seen")["web1"]
     assert "operator confirmed that alpha is fenced" in told["refusal"]
     found = FILTERS["resolutions"](GUESTS, hostvars, "seen", "beta")["web1"]
-    assert found == {"keep": "beta", "give_up": "alpha", "goes_on": True, "start": False, "refusal": ""}
+    assert found == {"keep": "beta", "give_up": "alpha", "goes_on": True, "start": False, "older": False, "refusal": ""}
     with pytest.raises(AnsibleFilterError, match="bad_input: colo_keep"):
         FILTERS["resolutions"](GUESTS, hostvars, "seen", "gamma")
+    hostvars = {
+        "alpha": {"seen": _info("stopped", g.new_record("web1", "alpha", "beta"))},
+        "beta": {"seen": _info("stopped", SECONDARY)},
+    }
+    assert "colo_lost_host=alpha" in FILTERS["resolutions"](GUESTS, hostvars, "seen", "beta")["web1"]["refusal"]
+    assert FILTERS["resolutions"](GUESTS, hostvars, "seen", "beta", "alpha")["web1"]["older"]
 
 
 @pytest.mark.parametrize(

@@ -588,6 +588,13 @@ def _whole_standby(**more: t.Any) -> _states.Qemu:
     return _make.qemu(**{**values, **more})
 
 
+def test_the_copy_of_a_standby_is_started_by_an_explicit_word_only() -> None:
+    seen = _make.seen(record=_make.SECONDARY)
+    for accept in (False, True):
+        steps = _plan.serve(GUEST, seen, "resolve.yml saw no copy run", accept_older=accept)
+        assert steps[0].arguments.get("accept_older", False) is accept
+
+
 def test_a_standby_that_waits_for_this_generation_stays() -> None:
     assert _plan.standby(GUEST, _make.seen(_whole_standby(), _make.SYNCING), 1) == []
 

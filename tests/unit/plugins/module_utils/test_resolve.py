@@ -83,6 +83,72 @@ ROWS: dict[str, tuple[tuple[t.Any, ...], tuple[t.Any, ...], str, Resolution]] = 
 }  # fmt: skip
 
 
+# the copy of one host is gone with the host, which was replaced by an empty one
+LOST: dict[str, tuple[tuple[t.Any, ...], tuple[t.Any, ...], str, str, Resolution]] = {
+    "the serving one is left": (
+        ("stopped", "primary2"), ("stopped", "new"), "alpha", "", Resolution("alpha", start=True)
+    ),
+    "the serving one is left, said in full": (
+        ("stopped", "primary2"), ("stopped", "new"), "alpha", "beta", Resolution("alpha", start=True)
+    ),
+    "the standby's is left": (
+        ("stopped", "new"), ("stopped", "secondary2"), "beta", "alpha", Resolution("beta", start=True, older=True)
+    ),
+    "the standby's is left, not even a record of the other": (
+        ("absent", "none"), ("stopped", "secondary2"), "beta", "alpha", Resolution("beta", start=True, older=True)
+    ),
+    "the standby's is left, without the word": (
+        ("stopped", "new"), ("stopped", "secondary2"), "beta", "", Resolution(refusal="-e colo_lost_host=alpha")
+    ),
+    "the word, and the other copy is there": (
+        ("stopped", "primary2"), ("stopped", "secondary2"), "beta", "alpha", Resolution(refusal="never served, or not last")
+    ),
+    "the word, and the other copy runs": (
+        ("orphaned", "primary2"), ("stopped", "secondary2"), "beta", "alpha", Resolution(refusal="there are no two histories")
+    ),
+    "the word, and the other host does not answer": (
+        (None,), ("stopped", "secondary2"), "beta", "alpha", Resolution(refusal="alpha does not answer")
+    ),
+    "a stale one is left": (
+        ("stopped", "new"), ("stopped", "stale2"), "beta", "alpha", Resolution(refusal="cannot be kept: its disk is behind")
+    ),
+    "a torn one is left": (
+        ("stopped", "new"), ("stopped", "syncing1"), "beta", "alpha", Resolution(refusal="cannot be kept: it was being filled")
+    ),
+    "one that never ran": (
+        ("stopped", "none"), ("stopped", "new"), "beta", "alpha", Resolution(refusal="never served, or not last")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", LOST)
+def test_a_copy_whose_other_one_is_lost(row: str) -> None:
+    one, two, keep, lost, wanted = LOST[row]
+    found = _resolve.resolve((_side("alpha", *one), _side("beta", *two)), keep, lost)
+    assert wanted.refusal in found.refusal
+    assert found == Resolution(**{**vars(wanted), "refusal": found.refusal})
+    assert bool(found.refusal) is bool(wanted.refusal)
+
+
+def test_the_host_that_is_lost_is_the_other_one() -> None:
+    sides = (_side("alpha", "stopped", "new"), _side("beta", "stopped", "secondary2"))
+    for lost in ("beta", "gamma"):
+        with pytest.raises(ColoError, match=f"colo_lost_host: '{lost}'"):
+            _resolve.resolve(sides, "beta", lost)
+
+
+@pytest.mark.parametrize(("left", "host"), [("primary2", "alpha"), ("secondary2", "beta")])
+def test_what_site_says_of_a_lost_copy_leads_to_where_it_is_started(left: str, host: str) -> None:
+    sides = tuple(_side(name, "stopped", left if name == host else "new") for name in ("alpha", "beta"))
+    refusal = _pair.pair(t.cast("tuple[_pair.Side, _pair.Side]", sides)).refusal
+    words = dict(word.rstrip(".").split("=") for word in refusal.split() if word.startswith("colo_"))
+    assert words.pop("colo_guest") == "web1"
+    found = _resolve.resolve(
+        t.cast("tuple[_pair.Side, _pair.Side]", sides), words["colo_keep"], words.get("colo_lost_host", "")
+    )
+    assert (found.keep, found.start, found.refusal) == (host, True, "")
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_choices(row: str) -> None:
     one, two, keep, wanted = ROWS[row]

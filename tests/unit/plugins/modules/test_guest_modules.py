@@ -733,3 +733,14 @@ def test_a_copy_is_given_up_only_for_the_other_hosts(host: Host, kept_on: Json) 
     refused = host.module(colo_backup, name=["web1"], kept_on=kept_on)
     assert refused["error_code"] == "keep_missing"
     assert pathlib.Path(guest.record_file).exists()
+
+
+def test_the_copy_of_a_standby_is_started_only_where_it_is_named(host: Host) -> None:
+    guest = host.deploy("web1", lambda record: _generation.begin_sync(record, 1))
+    _store.update(guest, lambda record: _generation.enter_protection(record, guest.peer))
+    wish: Json = {"name": ["web1"], "role": "primary", "state": "ready", "fenced_by": {"web1": "resolve.yml"}}
+    for others in ([], ["web2"]):
+        refused = host.module(colo_migrate, check=True, **wish, accept_older=others)
+        assert refused["error_code"] == "illegal_transition"
+    found = host.module(colo_migrate, check=True, **wish, accept_older=["web1"])["guests"]["web1"]
+    assert (found["standing"]["after"], found["generation"]) == ("alone", 3)
