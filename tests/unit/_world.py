@@ -212,7 +212,10 @@ class World:
         action, reason = _rules.interpret_peer(payload, host.record)
         if action is _rules.Action.MARK_STALE:
             host.record = _generation.mark_stale(host.record, reason)
-        assert action in (None, _rules.Action.MARK_STALE)
+        elif action is _rules.Action.MARK_VOID:
+            host.record = _generation.mark_void(host.record, reason)
+        else:
+            assert action is None, action
 
     def _enter_colo(self, host: Host, machine: Machine, peer: Host, standby: Machine) -> None:
         machine.migration, machine.runstate, machine.colo_mode = "colo", "running", "primary"
@@ -264,6 +267,13 @@ class World:
         if host.qemu is not None:
             host.torn = host.torn or host.qemu.committing
             host.qemu, host.crashed = None, True
+
+    def reset_guest(self, seen_by: str) -> None:
+        """The guest reboots in lock step, and the keeper of one host sees it; it tells the other one."""
+        host = self.hosts[seen_by]
+        if self._healthy(host):
+            host.record = _generation.mark_void(host.record, "guest reset in COLO")
+            self.settle()
 
     def watchdog(self) -> None:
         """The keeper's: a switchover that waits too long is ended."""
@@ -754,7 +764,7 @@ def site(world: World) -> str | None:
     return None if after.verdict == "protected" else f"{after.verdict}: {after.reason}"
 
 
-def fail_over(world: World, confirmed: str | None = None) -> str | None:
+def fail_over(world: World, confirmed: str | None = None, accept_void: bool = False) -> str | None:
     """failover.yml; a host that is confirmed to be fenced is not asked."""
     world.settle()
     one, two = (
@@ -770,7 +780,7 @@ def fail_over(world: World, confirmed: str | None = None) -> str | None:
         if trouble:
             return trouble
     guest = world.hosts[found.survivor].guest
-    return _module(world, found.survivor, lambda seen: _plan.failover(guest, seen, found.fenced_by, False))
+    return _module(world, found.survivor, lambda seen: _plan.failover(guest, seen, found.fenced_by, accept_void))
 
 
 def switch_over(world: World) -> str | None:
