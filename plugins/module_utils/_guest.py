@@ -722,6 +722,19 @@ def changes(started: t.Mapping[str, t.Any] | None, definition: t.Mapping[str, t.
     ]
 
 
+def as_started(guest: Guest, started: t.Mapping[str, t.Any] | None) -> Guest:
+    """The guest with the disks and network cards that its QEMU was ``started`` with, whatever its definition says by now."""
+    if not started or not {"disks", "nics"} <= started.keys():
+        return guest
+    disks = {disk.name: disk for disk in guest.disks}
+    bridges = {nic.name: nic.bridge for nic in guest.nics}
+    return dataclasses.replace(
+        guest,
+        disks=tuple(disks.get(disk["name"], Disk(**disk)) for disk in started["disks"]),
+        nics=tuple(Nic(bridge=bridges.get(nic["name"], ""), **nic) for nic in started["nics"]),
+    )
+
+
 def _named(alias: t.Any, machine: t.Any) -> bool:
     """Whether ``machine`` may be what the alias stood for. QEMU itself refuses a guest from another release's machine."""
     return str(machine).startswith({"pc": "pc-i440fx-", "q35": "pc-q35-"}.get(alias, "\n"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections.abc as c
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import time
 import typing as t
@@ -22,6 +23,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.lockstep.colo.plugins.module_utils import (
     _apply,
     _guest,
+    _host,
     _observe,
     _plan,
     _states,
@@ -57,6 +59,11 @@ def load(config_dir: str, name: str) -> Guest:
     if "/" in name or name.startswith("."):
         raise InputError("name", name, "give the name of a guest, a key of colo_guests")
     return _guest.load(f"{config_dir}/{name}.json")
+
+
+def running(guest: Guest) -> Guest:
+    """A guest as its running QEMU has it: between a new definition and the restart that it needs, a failover goes by that."""
+    return _guest.as_started(guest, _host.started(dataclasses.asdict(guest)))
 
 
 def each(names: c.Sequence[str], work: c.Callable[[str], Result]) -> dict[str, Result]:

@@ -127,7 +127,7 @@ def set_aside(name: str, module: AnsibleModule) -> _guests.Result:
 
 def fail_over(name: str, module: AnsibleModule) -> _guests.Result:
     """One guest's part of colo_failover."""
-    guest = _guests.load(module.params["config_dir"], name)
+    guest = _guests.running(_guests.load(module.params["config_dir"], name))
     if module.params["state"] == "unblocked":
         return _guests.converge(guest, module, lambda _seen, _applier: [], "orphaned")
     if module.params["state"] == "released":

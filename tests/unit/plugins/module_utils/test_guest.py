@@ -582,3 +582,13 @@ def test_where_a_source_comes_from_and_what_is_not_known_need_no_restart() -> No
 def test_a_running_machine_may_be_named(running: str, wished: str, restart: bool) -> None:
     started = _guest.shape(_make.definition(machine=running))
     assert bool(_guest.changes(started, _make.definition(machine=wished))) is restart
+
+
+def test_a_guest_as_it_was_started() -> None:
+    one, two = _make.guest(), _make.guest(nics=2, disks=2)
+    shape = json.loads(json.dumps(_guest.shape(dataclasses.asdict(one))))
+    assert _guest.as_started(two, shape) == one
+    assert _guest.as_started(two, None) == two
+    removed = _guest.as_started(one, json.loads(json.dumps(_guest.shape(dataclasses.asdict(two)))))
+    assert [nic.tap for nic in removed.nics] == [nic.tap for nic in two.nics]
+    assert [disk.name for disk in removed.disks] == [disk.name for disk in two.disks]

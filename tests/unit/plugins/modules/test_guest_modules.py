@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -647,6 +648,33 @@ def test_a_takeover(host: Host) -> None:
     now = _store.read(guest)
     assert now is not None
     assert (now.generation, now.fenced_by, now.uncommitted) == (3, "beta is off", False)
+
+
+def test_a_takeover_goes_by_what_qemu_has_not_by_a_definition_that_waits_for_a_restart(host: Host) -> None:
+    """A run that may restart the guest has written the new definition, and the primary is lost before the restart."""
+    guest = _secondary(host, _make.keeper(colo_exit=True, lost=True))
+    pathlib.Path(guest.started_file).write_text(json.dumps(_guest.shape(dataclasses.asdict(guest))))
+    raw = _make.definition(root=str(host.root), nics=2, disks=2, tuning={"settle_ms": 0})
+    pathlib.Path(guest.definition_file).write_text(json.dumps(raw))
+    awaited: list[str] = []
+    packets = _observe.tap_packets
+
+    def count(tap: str) -> int:
+        awaited.append(tap)
+        return packets(tap)
+
+    host.patch.setattr(_observe, "tap_packets", count)
+    qemu = Qemu(colo="secondary", migration="colo")
+
+    def lost_heartbeat(_arguments: Json) -> Json:
+        qemu.state.update(colo="none", migration="completed")
+        return {}
+
+    qemu.answers["x-colo-lost-heartbeat"] = lost_heartbeat
+    with _serve(guest, qemu):
+        result = host.module(colo_failover, name=["web1"], fenced_by={"web1": "beta is off"})
+    assert result["guests"]["web1"]["standing"]["after"] == "alone"
+    assert set(awaited) == {nic.tap for nic in guest.nics}
 
 
 def test_a_void_copy_takes_over_only_where_that_is_said(host: Host) -> None:
