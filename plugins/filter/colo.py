@@ -439,6 +439,7 @@ def _table(verdicts: Json, guests: t.Mapping[str, Json], hostvars: t.Any, regist
                 f"  {host:<15} {standing:<11} copy {record.get('state', '-')}/{record.get('generation', '-')}"
                 f"  {_checkpoints(info)}  QEMU {qemu.get('version', '-')}"
                 f"  ports {(info.get('ports') or {}).get('migration', '-')}+"
+                f"  taps {','.join((info.get('taps') or {}).values()) or '-'}"
             )
             if "error" in info:
                 lines.append(f"    {info['error']['message']}")

@@ -80,6 +80,7 @@ def report(guest: Guest, seen: Observation) -> dict[str, t.Any]:
         "resync": {} if keeper is None else keeper.pop("resync", {}),
         "keeper": keeper,
         "ports": ports(guest),
+        "taps": {nic.name: nic.tap for nic in guest.nics},
     }
 
 
@@ -114,6 +115,7 @@ def _qemu(qemu: Qemu) -> dict[str, t.Any]:
         "exports": sorted(qemu.exports),
         "encrypted": "tls-creds-psk" in qemu.objects.values(),
         "settings": dict(qemu.settings),
+        "incoming": qemu.incoming,
     }
 
 

@@ -106,7 +106,8 @@ guests:
       description:
         - What QEMU answered. Version, run state, migration, COLO mode, block nodes, jobs with progress in bytes, filters, links,
           and the C(settings) that can be tuned.
-        - C(encrypted) says whether its connections to the other host are.
+        - C(encrypted) says whether its connections to the other host are. C(incoming) is the address and port at which a standby takes the guest, by
+          QEMU's own word.
         - Null when there is no process or no answer. RV(guests.trouble) then says why.
       returned: success
       type: dict
@@ -155,6 +156,11 @@ guests:
       description: The ports of this guest on the standby's link address.
       returned: success
       type: dict
+    taps:
+      description: The tap device of each network card, by the card's name.
+      returned: when the guest is deployed
+      type: dict
+      sample: {"lan": "web1-lan"}
     error:
       description:
         - Why this guest could not be looked at. C(error_code), C(message), C(details).

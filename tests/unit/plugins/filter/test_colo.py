@@ -317,6 +317,7 @@ def test_the_table_tells_what_is_and_what_to_do() -> None:
                 },
                 waiting=["multifd-channels: 0 -> 2"],
                 ports={"migration": 9000},
+                taps={"lan": "web1-lan", "dmz": "web1-dmz"},
                 keeper={
                     "flags": {"blind_since": {"time": 1764450000.2, "data": {"connected_until": None}}, "reset": None}
                 },
@@ -329,7 +330,8 @@ def test_the_table_tells_what_is_and_what_to_do() -> None:
     assert lines[1].startswith("  to do: beta does not answer")
     assert "copy protected/2" in lines[2]
     assert "checkpoints 0.98/s pause p50 47 p99 81 ms" in lines[2]
-    assert "QEMU 11.1.3  ports 9000+" in lines[2]
+    assert lines[2].endswith("QEMU 11.1.3  ports 9000+  taps web1-lan,web1-dmz")
+    assert lines[7].endswith("QEMU -  ports -+  taps -")
     assert lines[3:7] == [
         "    resync0: 5 of 64 MiB, 6.0 MiB/s, 10 s left",
         "    resync1: 5 of 64 MiB, 0.0 MiB/s, it stands still",

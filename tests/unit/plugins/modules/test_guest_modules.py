@@ -262,6 +262,7 @@ def test_a_guest_that_runs(host: Host) -> None:
     assert found["qemu"]["links"] == {}
     assert found["checkpoints"]["count"] == 5
     assert "record" not in found["keeper"]
+    assert found["taps"] == {"nic0": "web1-nic0"}
     assert found["ports"] == {"migration": 9000, "nbd": 9001, "heartbeat": 9002, "mirror": [9004], "compare": [9005]}
     assert all(command.startswith(("query-", "qom-list", "x-debug-query")) for command, _a, _o in server.calls)
 
