@@ -25,9 +25,9 @@ PORTS = itertools.count(30000, 32)
 
 
 @pytest.fixture
-def pair(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Pair]:
-    """Two hosts on which nothing was ever started."""
-    made = Pair(tmp_path_factory.mktemp("p"), next(PORTS))
+def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> t.Iterator[Pair]:
+    """Two hosts on which nothing was ever started; a test may ask for other keys of the definition."""
+    made = Pair(tmp_path_factory.mktemp("p"), next(PORTS), **getattr(request, "param", {}))
     try:
         yield made
     finally:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import time
 import typing as t
 
 import pytest
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _plan
+from ansible_collections.lockstep.colo.plugins.module_utils import _apply, _plan
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import MIB
 from ansible_collections.lockstep.colo.tests.integration._pair import KilledError, Pair, plan_of, wait_for
 
 
@@ -106,3 +108,60 @@ def test_failing_over(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
         serving, standby = standby, serving
         pair.site()
     assert "x-colo-lost-heartbeat" in walk.titles
+
+
+BIG = {"name": "root", "size_bytes": 64 * MIB, "source": None, "source_format": "qcow2", "checksum": None}
+
+
+@pytest.mark.parametrize("pair", [{"disks": [BIG]}], indirect=True)
+def test_a_copy_of_a_disk_keeps_to_its_limit_and_goes_on_when_its_run_is_killed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    alpha.tune(resync_limit_mib_s=8)
+    generation = alpha.serve()["generation"]
+    # QEMU copies 16 MiB at once, and keeps to the limit between such pieces
+    for place in (0, 16, 32):
+        assert "wrote 16777216/16777216" in alpha.disk(f"write -P 65 {place}M 16M")
+    beta.stand_by(generation)
+
+    def job() -> dict[str, t.Any]:
+        """Asked by the human's monitor: the module has the other one."""
+        with alpha.operator() as monitor:
+            (found,) = monitor.execute("query-block-jobs")
+        return t.cast("dict[str, t.Any]", found)
+
+    began = time.monotonic()
+    told = alpha.migrate("primary", "protected", patience_s=0.5)
+    assert not told["finished"]
+    assert told["standing"]["after"] == "syncing"
+    assert (job()["device"], job()["speed"]) == ("resync0", 8 * MIB)
+    offsets = [told["progress"]["resync0"]["done_bytes"], job()["offset"]]
+
+    def killed(_applier: _apply.Applier, _timeout_s: float) -> None:
+        if job()["offset"] > offsets[-1]:
+            raise KilledError("while it waits for the disks")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_apply.Applier, "_next_event", killed)
+        with pytest.raises(KilledError):
+            alpha.migrate("primary", "protected")
+    offsets.append(job()["offset"])
+    first = wait_for("the keeper sees it", lambda: alpha.keeper["resync"].get("resync0"))
+    second = wait_for("it moves", lambda: moved(alpha.keeper["resync"]["resync0"], first))
+    offsets.append(job()["offset"])
+    assert second["bytes_per_s"] < 4 * 8 * MIB
+    assert 0 < second["left_s"] < 8
+
+    assert beta.stand_by(generation)["actions"] == [], "the standby that is being filled stays"
+    result = alpha.migrate("primary", "protected")
+    assert not [title for title in result["actions"] if title.startswith("blockdev-mirror")], "it began anew"
+    assert offsets == sorted(offsets), "it went back"
+    assert offsets[-1] > offsets[0] > 0
+    assert time.monotonic() - began > (48 - 16) / 8
+    pair.assert_protected(alpha)
+
+
+def moved(now: dict[str, t.Any], before: dict[str, t.Any]) -> dict[str, t.Any] | None:
+    """The figures of a copy that has gone on; None before."""
+    return now if now["done_bytes"] > before["done_bytes"] else None
