@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import grp
 import os
-import pathlib
 import pwd
 import re
 import stat
 import typing as t
 
+from ansible_collections.lockstep.colo.plugins.module_utils import _nofollow
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 
 DIRECTORY_MODE = 0o755
+_NO_FILE = "(a link, or something else that is no regular file)"  # is replaced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ def ensure(wishes: t.Sequence[tuple[str, State]], check_mode: bool) -> list[Chan
             continue
         changes.append(Change(path, before, after))
         if not check_mode:
-            _make(pathlib.Path(path), before, after)
+            _make(path, before, after)
     return changes
 
 
@@ -86,24 +88,42 @@ def _ids(wish: State) -> tuple[int, int]:
 
 def _look(path: str, wish: State) -> State | None:
     try:
-        status = os.stat(path)
+        return _look_at_directory(path) if wish.content is None else _look_at_file(path)
     except FileNotFoundError:
         return None
+    except NotADirectoryError as exc:
+        raise _not_written(path, "it is no directory" if wish.content is None else exc.strerror) from exc
     except OSError as exc:
         raise _not_written(path, exc.strerror) from exc
-    if stat.S_ISDIR(status.st_mode) != (wish.content is None):
-        raise _not_written(path, "it is no directory" if wish.content is None else "it is a directory")
+
+
+def _look_at_directory(path: str) -> State:
+    with _nofollow.directory(path) as descriptor:
+        return _state(None, os.fstat(descriptor))
+
+
+def _look_at_file(path: str) -> State:
+    with _nofollow.directory(os.path.dirname(path)) as above:
+        name = os.path.basename(path)
+        status = os.stat(name, dir_fd=above, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        return _state(_read(name, above) if stat.S_ISREG(status.st_mode) else _NO_FILE, status)
+
+
+def _state(content: str | None, status: os.stat_result) -> State:
     return State(
-        content=None if wish.content is None else _read(path),
+        content=content,
         owner=_name(lambda: pwd.getpwuid(status.st_uid).pw_name, status.st_uid),
         group=_name(lambda: grp.getgrgid(status.st_gid).gr_name, status.st_gid),
         mode=stat.S_IMODE(status.st_mode),
     )
 
 
-def _read(path: str) -> str:
+def _read(name: str, above: int) -> str:
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8")
+        with open(_nofollow.open_regular(name, os.O_RDONLY, above), encoding="utf-8") as file:
+            return file.read()
     except (OSError, ValueError):
         return ""  # not a readable text, so certainly not ours: it is replaced
 
@@ -115,21 +135,40 @@ def _name(look_up: t.Callable[[], str], number: int) -> str:
         return str(number)
 
 
-def _make(path: pathlib.Path, before: State | None, after: State) -> None:
+def _make(path: str, before: State | None, after: State) -> None:
     try:
-        for directory in reversed(path.parents):
-            if not directory.exists():
-                directory.mkdir()
-                directory.chmod(DIRECTORY_MODE)
-        if after.content is not None and (before is None or before.content != after.content):
-            replace_file(str(path), after.content, *_ids(after), after.mode)
+        os.close(_open_or_make(os.path.dirname(path)))
+        if after.content is None:
+            descriptor = _open_or_make(path, 0o700)
+        elif before is None or before.content != after.content:
+            replace_file(path, after.content, *_ids(after), after.mode)
             return
-        if before is None:
-            path.mkdir(mode=0o700)
-        os.chown(path, *_ids(after))
-        path.chmod(after.mode)
+        else:
+            with _nofollow.directory(os.path.dirname(path)) as above:
+                descriptor = _nofollow.open_regular(os.path.basename(path), os.O_RDONLY, above)
+        try:
+            os.fchown(descriptor, *_ids(after))
+            os.fchmod(descriptor, after.mode)
+        finally:
+            os.close(descriptor)
     except OSError as exc:
-        raise _not_written(str(path), exc.strerror) from exc
+        raise _not_written(path, exc.strerror) from exc
+
+
+def _open_or_make(path: str, mode: int = DIRECTORY_MODE) -> int:
+    """A descriptor of the directory; where there is none it is made, with those above it."""
+    try:
+        return _nofollow.open_directory(path)
+    except FileNotFoundError:
+        above = _open_or_make(os.path.dirname(path))
+    try:
+        name = os.path.basename(path)
+        os.mkdir(name, 0o700, dir_fd=above)
+        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    finally:
+        os.close(above)
+    os.fchmod(descriptor, mode)
+    return descriptor
 
 
 def replace_file(path: str, text: str, uid: int, gid: int, mode: int) -> None:
@@ -137,17 +176,20 @@ def replace_file(path: str, text: str, uid: int, gid: int, mode: int) -> None:
 
     The directory may be an unprivileged user's: a link that was put there is never followed.
     """
-    part = f"{path}.part"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(part)  # left by a run that was killed
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        os.fchown(descriptor, uid, gid)
-        os.fchmod(descriptor, mode)
-        file.flush()
-        os.fsync(descriptor)
-    os.rename(part, path)
+    name = os.path.basename(path)
+    part = f"{name}.part"
+    with _nofollow.directory(os.path.dirname(path)) as above:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=above)  # left by a run that was killed
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(part, flags, 0o600, dir_fd=above)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchown(descriptor, uid, gid)
+            os.fchmod(descriptor, mode)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(part, name, src_dir_fd=above, dst_dir_fd=above)
 
 
 def _not_written(path: str, why: str | None) -> ColoError:

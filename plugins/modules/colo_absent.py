@@ -29,8 +29,9 @@ attributes:
 options:
   path:
     description:
-      - Absolute paths, or shell patterns of such. A path that ends in a slash means a directory.
+      - Absolute paths. The last part may be a shell pattern. A path that ends in a slash means a directory.
       - Links are removed, never followed. A path without a slash at its end does not remove a directory.
+      - A link on the way to a path is followed only where nobody but root can have made it. Behind another there is nothing to remove.
     type: list
     elements: str
     required: true

@@ -17,6 +17,8 @@ description:
   - Makes many directories and small files in one go, where one M(ansible.builtin.file) or M(ansible.builtin.copy) for each
     would take a second each.
   - Each file is replaced as a whole. What is not named is left alone.
+  - A link on the way to a path is followed only where nobody but root can have made it. Another is an error, and nothing behind it is
+    changed.
   - The roles make with it what grows with the guests of a host.
 extends_documentation_fragment:
   - lockstep.colo.attributes

@@ -770,10 +770,10 @@ def test_a_link_that_is_put_there_in_between_is_not_followed(stage: Stage, tmp_p
     victim.write_text("precious")
     remove = os.unlink
 
-    def replant(path: str) -> None:
-        pathlib.Path(path).touch()
-        remove(path)
-        os.symlink(victim, path)
+    def replant(name: str, *, dir_fd: int) -> None:
+        (_permit_file(stage).parent / name).touch()
+        remove(name, dir_fd=dir_fd)
+        os.symlink(victim, name, dir_fd=dir_fd)
 
     stage.record(_generation.started_alone)
     with stage.patch.context() as patch:

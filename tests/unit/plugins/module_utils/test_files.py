@@ -131,3 +131,102 @@ def test_what_is_of_another_kind_stays(tmp_path: pathlib.Path) -> None:
     assert code(_files.ensure, [(f"{tmp_path}/two", directory())], False) == "file_not_written"
     assert code(_files.ensure, [(f"{tmp_path}/two/x", file("x"))], False) == "file_not_written"
     assert (tmp_path / "two").read_text() == "x"
+
+
+# --- in a directory that others can write -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A directory that is none of the wishes'."""
+    path = tmp_path / "elsewhere"
+    path.mkdir(mode=0o700)
+    return path
+
+
+@pytest.fixture
+def shared(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "shared"
+    path.mkdir()
+    path.chmod(0o777)
+    return path
+
+
+def everything(top: pathlib.Path) -> dict[str, tuple[int, int, int]]:
+    seen = {str(path): path.lstat() for path in (top, *top.rglob("*"))}
+    return {path: (status.st_mode, status.st_uid, status.st_gid) for path, status in seen.items()}
+
+
+@pytest.mark.parametrize("wish", ["operator", "operator/sub", "operator/sub/file.txt"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_planted_link_is_not_followed(shared: pathlib.Path, elsewhere: pathlib.Path, wish: str, there: bool) -> None:
+    """The link leads to a directory: its owner and mode stay, and nothing is made or changed in it."""
+    if there:
+        (elsewhere / "sub").mkdir()
+        (elsewhere / "sub" / "file.txt").write_text("x")
+    before = everything(elsewhere)
+    (shared / "operator").symlink_to(elsewhere)
+    state = file("x", 0o640) if wish.endswith(".txt") else directory(0o750)
+    for check_mode in (True, False):
+        with pytest.raises(ColoError, match=r"operator.*is a link.*not followed") as caught:
+            _files.ensure([(f"{shared}/{wish}", state)], check_mode)
+        assert caught.value.error_code == "file_not_written"
+    assert everything(elsewhere) == before
+
+
+def test_a_link_to_a_file_is_replaced(shared: pathlib.Path, elsewhere: pathlib.Path) -> None:
+    (elsewhere / "file").write_text("1\n")
+    before = everything(elsewhere)
+    (shared / "one.txt").symlink_to(elsewhere / "file")
+    os.mkfifo(shared / "two.txt")
+    wanted = [(f"{shared}/one.txt", file("1\n", 0o640)), (f"{shared}/two.txt", file("2\n"))]
+    assert paths(_files.ensure(wanted, False), shared) == ["one.txt", "two.txt"]
+    assert everything(elsewhere) == before
+    assert _files.ensure(wanted, False) == []
+
+
+def test_links_that_nobody_else_can_have_made_are_followed(tmp_path: pathlib.Path, elsewhere: pathlib.Path) -> None:
+    """As where the state directory is on another disk; a circle of them has an end."""
+    (tmp_path / "state").symlink_to("elsewhere")
+    (tmp_path / "absolute").symlink_to(tmp_path / "state")
+    (tmp_path / "circle").symlink_to("circle")
+    tmp_path.chmod(0o755)
+    _files.ensure([(f"{tmp_path}/absolute/web1", directory(0o700)), (f"{tmp_path}/absolute", directory(0o711))], False)
+    assert (elsewhere / "web1").is_dir()
+    assert elsewhere.stat().st_mode & 0o777 == 0o711
+    assert code(_files.ensure, [(f"{tmp_path}/circle/web1", directory())], False) == "file_not_written"
+
+
+def test_a_directory_that_becomes_a_link_meanwhile_is_not_followed(
+    shared: pathlib.Path, elsewhere: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shared / "operator").mkdir(mode=0o700)
+    before, look = everything(elsewhere), _files._look
+
+    def swap(path: str, wish: _files.State) -> _files.State | None:
+        seen = look(path, wish)
+        (shared / "operator").rename(shared / "away")
+        (shared / "operator").symlink_to(elsewhere)
+        return seen
+
+    monkeypatch.setattr(_files, "_look", swap)
+    assert code(_files.ensure, [(f"{shared}/operator", directory(0o750))], False) == "file_not_written"
+    assert everything(elsewhere) == before
+
+
+def test_what_is_replaced_is_replaced_in_the_directory_that_was_opened(
+    shared: pathlib.Path, elsewhere: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = shared / "sub"
+    place.mkdir()
+    rename = os.rename
+
+    def swap(old: str, new: str, **fds: int) -> None:
+        rename(place, shared / "away")
+        place.symlink_to(elsewhere)
+        rename(old, new, **fds)
+
+    monkeypatch.setattr(os, "rename", swap)
+    _files.replace_file(f"{place}/key", "secret", os.geteuid(), os.getegid(), 0o600)
+    assert (shared / "away" / "key").read_text() == "secret"
+    assert list(elsewhere.iterdir()) == []

@@ -74,6 +74,62 @@ def test_links_are_removed_and_not_followed(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "place").is_symlink()
 
 
+@pytest.fixture
+def elsewhere(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A directory with something precious in it."""
+    path = tmp_path / "elsewhere"
+    path.mkdir()
+    (path / "file").write_text("mine")
+    return path
+
+
+def _as_teardown(place: pathlib.Path) -> list[str]:
+    return [f"{place}/operator/*", f"{place}/operator/", f"{place}/*", f"{place}/"]
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_link_in_a_directory_that_others_can_write_is_no_way(
+    tmp_path: pathlib.Path, elsewhere: pathlib.Path, check_mode: bool
+) -> None:
+    """What a QEMU that was broken into makes of its own directory."""
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    ours.chmod(0o777)
+    (ours / "operator").symlink_to(elsewhere)
+    gone = _remove.remove(_as_teardown(ours), check_mode)
+    assert gone == _remove.Removal([f"{ours}/operator", f"{ours}/"], {})
+    assert (elsewhere / "file").read_text() == "mine"
+    assert ours.exists() == check_mode
+
+
+def test_a_link_that_nobody_else_can_have_made_is_one(tmp_path: pathlib.Path, elsewhere: pathlib.Path) -> None:
+    """As where the state directory is on another disk."""
+    (tmp_path / "state").symlink_to("./elsewhere")
+    tmp_path.chmod(0o755)
+    gone = _remove.remove([f"{tmp_path}/state/file", f"{tmp_path}/state/"], False)
+    assert gone.removed == [f"{tmp_path}/state/file"]
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_directory_that_becomes_a_link_meanwhile_is_not_followed(
+    tmp_path: pathlib.Path, elsewhere: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = tmp_path / "ours"
+    (ours / "operator").mkdir(parents=True)
+    (ours / "operator" / "file").write_text("of the guest")
+    unlink = os.unlink
+
+    def swap(name: str, *, dir_fd: int) -> None:
+        (ours / "operator").rename(ours / "away")
+        (ours / "operator").symlink_to(elsewhere)
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", swap)
+    assert _remove.remove([f"{ours}/operator/file"], False).removed == [f"{ours}/operator/file"]
+    assert (elsewhere / "file").read_text() == "mine"
+    assert list((ours / "away").iterdir()) == []
+
+
 def test_sockets_and_pipes_go_too(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert _remove.remove([f"{tmp_path}/pipe"], False).removed == [f"{tmp_path}/pipe"]
@@ -86,7 +142,8 @@ def test_an_empty_file_system_stays_and_is_no_leftover(tmp_path: pathlib.Path, m
 
 
 @pytest.mark.parametrize(
-    "pattern", ["", "/", "//", "/etc", "/etc/", "/run/*", "/run/./*", "run/x", "/run/../etc/x", "/run//x", "x"]
+    "pattern",
+    ["", "/", "//", "/etc", "/etc/", "/run/*", "/run/./*", "run/x", "/run/../etc/x", "/run//x", "x", "/run/*/x"],
 )
 def test_patterns_for_half_of_a_host_are_refused(pattern: str) -> None:
     with pytest.raises(ColoError) as caught:
@@ -97,7 +154,7 @@ def test_patterns_for_half_of_a_host_are_refused(pattern: str) -> None:
 def test_what_cannot_be_removed_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
 
-    def unlink(_path: str) -> None:
+    def unlink(_name: str, **_fds: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "unlink", unlink)
