@@ -24,6 +24,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _generation,
     _image,
     _link_key,
+    _nofollow,
     _observe,
     _rules,
     _states,
@@ -60,9 +61,8 @@ class Unfinished(Exception):  # noqa: N818 - no error: what was begun goes on by
 @contextlib.contextmanager
 def exclusive(guest: Guest) -> c.Iterator[None]:
     """One module at a time changes a guest (``guest_busy``). The lock dies with the process."""
-    # the directory is the unprivileged user's: never follow a link that was put there
     try:
-        descriptor = os.open(guest.lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = _nofollow.open_regular(guest.lock_file, os.O_RDWR | os.O_CREAT)
     except OSError as exc:
         raise ColoError(
             "lock_unusable",

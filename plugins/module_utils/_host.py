@@ -16,7 +16,14 @@ import pwd
 import stat
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _features, _guest, _image, _preflight
+from ansible_collections.lockstep.colo.plugins.module_utils import (
+    _features,
+    _guest,
+    _image,
+    _nofollow,
+    _preflight,
+    _store,
+)
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import PORTS_PER_GUEST
 
@@ -397,19 +404,20 @@ def _readable_by(path: str, user: str) -> bool:
 
 def started(definition: Definition) -> dict[str, t.Any] | None:
     """What the running QEMU was started with, as its start gate wrote it; ``None`` when there is no word on it."""
-    text = _read(f"{definition['paths']['run']}/{_guest.STARTED}")
-    try:
-        found = json.loads(text) if text else None
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    return _json_of_guest(f"{definition['paths']['run']}/{_guest.STARTED}")
 
 
 def _serving(definition: Definition) -> bool | None:
     """Whether this host's copy served last, by its record; ``None`` when there is no word on it."""
-    text = _read(f"{definition['paths']['state']}/record.json")
-    try:
-        serving = json.loads(text).get("serving") if text else None
-    except (ValueError, AttributeError):
-        return None
+    record = _json_of_guest(f"{definition['paths']['state']}/record.json")
+    serving = None if record is None else record.get("serving")
     return None if serving is None else bool(serving == definition["host"])
+
+
+def _json_of_guest(path: str) -> dict[str, t.Any] | None:
+    """A file in a directory that the guest's QEMU can write; ``None`` when it is not there or nothing of ours."""
+    try:
+        found = json.loads(_nofollow.read(path, _store.MAX_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _key
+from ansible_collections.lockstep.colo.plugins.module_utils import _key, _nofollow
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._files import replace_file
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
@@ -32,8 +32,7 @@ def is_current(guest: Guest) -> bool:
         return True
     try:
         wanted = _wanted(guest)
-        with open(os.open(guest.psk_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
-            return file.read(256) == wanted
+        return _nofollow.read(guest.psk_file, 256) == wanted.encode()
     except (OSError, ValueError, ColoError):
         return False
 

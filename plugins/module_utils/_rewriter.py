@@ -65,7 +65,8 @@ def make_pipes(guest: Guest) -> None:
     """One named pipe per network card, which QEMU opens when it becomes a standby. As QEMU's user (OSError)."""
     for number in range(len(guest.nics)):
         path = pathlib.Path(_topology.flush_pipe(guest, number))
-        if not (path.exists() and stat.S_ISFIFO(path.stat().st_mode)):
+        # what an earlier QEMU of this guest has left there may be anything
+        if not (os.path.lexists(path) and stat.S_ISFIFO(path.lstat().st_mode)):
             path.unlink(missing_ok=True)
             os.mkfifo(path, 0o600)
 
@@ -74,7 +75,8 @@ def flush(guest: Guest) -> None:
     """Have every rewriter that there is deliver what it holds. Never blocks; OSError of what is not expected."""
     for number, nic in enumerate(guest.nics):
         try:
-            pipe = os.open(_topology.flush_pipe(guest, number), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+            pipe = os.open(_topology.flush_pipe(guest, number), flags)
             try:
                 os.write(pipe, frames(vnet_header=nic.vnet_header))  # less than PIPE_BUF: whole or not at all
             finally:

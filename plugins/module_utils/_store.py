@@ -17,11 +17,11 @@ import errno
 import fcntl
 import json
 import os
-import stat
 import threading
 import time
 import typing as t
 
+from ansible_collections.lockstep.colo.plugins.module_utils import _nofollow
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._generation import Record, new_record
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
@@ -29,7 +29,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 LOCK_TIMEOUT_S = 5.0
 _LOCK_RETRY_S = 0.02
 _MODE = 0o600
-_MAX_BYTES = 64 * 1024  # a record has about 500
+MAX_BYTES = 64 * 1024  # a record has about 500
 
 
 def read(guest: Guest) -> Record | None:
@@ -40,24 +40,11 @@ def read(guest: Guest) -> Record | None:
     Error codes: ``record_unreadable``.
     """
     try:
-        # Not blocking: somebody may have put a pipe in its place.
-        fd = os.open(guest.record_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        raw = _nofollow.read(guest.record_file, MAX_BYTES)
     except FileNotFoundError:
         return None
     except OSError as exc:
         raise _unreadable(guest, exc.strerror or str(exc)) from exc
-    try:
-        # The length of a pipe or a directory says nothing, and neither is read.
-        regular = stat.S_ISREG(os.fstat(fd).st_mode)
-        raw = os.read(fd, _MAX_BYTES + 1) if regular else b""
-    except OSError as exc:
-        raise _unreadable(guest, exc.strerror or str(exc)) from exc
-    finally:
-        os.close(fd)
-    if not regular:
-        raise _unreadable(guest, "it is not a regular file")
-    if len(raw) > _MAX_BYTES:
-        raise _unreadable(guest, f"it is longer than {_MAX_BYTES} bytes")
     try:
         record = Record.from_dict(json.loads(raw))
     except (ValueError, RecursionError) as exc:
@@ -192,16 +179,15 @@ def _locked(guest: Guest) -> t.Iterator[None]:
 
 def _open_lock(guest: Guest, path: str) -> int:
     """Open the lock file; who makes it gives it to the directory's owner, so that root and the keeper share it."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         try:
-            return os.open(path, flags)
+            return _nofollow.open_regular(path, os.O_RDONLY)
         except FileNotFoundError:
             pass
         try:
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, _MODE)
+            fd = _nofollow.open_regular(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
-            return os.open(path, flags)
+            return _nofollow.open_regular(path, os.O_RDONLY)
         try:
             _give(fd, os.stat(guest.paths.state))
         except BaseException:

@@ -281,6 +281,25 @@ def test_gate_refuses_what_does_not_agree(alpha: Side) -> None:
     refused(alpha, "is torn")
 
 
+def test_links_that_an_earlier_qemu_left_are_not_written_through(alpha: Side) -> None:
+    """Whoever broke out of the guest can put them there, and the next start is of a new QEMU."""
+    precious = alpha.directory / "precious"
+    precious.write_text("mine")
+    for path in (f"{alpha.guest.paths.run}/keeper.lock", alpha.guest.started_file):
+        pathlib.Path(path).symlink_to(precious)
+    refusing = subprocess.run(
+        [sys.executable, str(KEEPER), "run", str(alpha.config)],
+        env=environ(), stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert refusing.returncode == 1
+    assert b"symbolic links" in refusing.stderr
+    pathlib.Path(f"{alpha.guest.paths.run}/keeper.lock").unlink()
+    alpha.start_keeper()
+    alpha.start_qemu("primary")
+    assert not pathlib.Path(alpha.guest.started_file).is_symlink()
+    assert precious.read_text() == "mine"
+
+
 def test_gate_refuses_a_broken_record(alpha: Side) -> None:
     alpha.permit("primary", generation=1)
     pathlib.Path(alpha.guest.record_file).write_text("{}")

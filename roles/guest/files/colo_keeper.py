@@ -32,7 +32,6 @@ import os
 import pathlib
 import signal
 import socket
-import stat
 import sys
 import time
 import typing as t
@@ -41,12 +40,14 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _generation,
     _keeper_monitor,
     _key,
+    _nofollow,
     _rewriter,
     _rules,
     _store,
     _topology,
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._files import replace_file
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest, load, shape
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_base import Json, age_ms, log, now_iso
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
@@ -284,7 +285,7 @@ def run(guest: Guest) -> int:
             "qmp_library_missing",
             "The Python library qemu.qmp is missing: run the role lockstep.colo.host, or install python3-qemu-qmp.",
         )
-    with open(f"{guest.paths.run}/keeper.lock", "w", encoding="ascii") as lock:
+    with open(_nofollow.open_regular(f"{guest.paths.run}/keeper.lock", os.O_WRONLY | os.O_CREAT), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -298,7 +299,7 @@ def read_permit(guest: Guest) -> tuple[str, int]:
     """Return the start permit's role and generation (``start_refused``)."""
     path = pathlib.Path(guest.permit_file)
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        with open(_nofollow.open_regular(str(path), os.O_RDONLY), "rb") as stream:
             owner = os.fstat(stream.fileno())
             raw = stream.read(API_LINE)
     except FileNotFoundError:
@@ -314,7 +315,7 @@ def read_permit(guest: Guest) -> tuple[str, int]:
         role, generation, name, schema = (permit[field] for field in ("role", "generation", "guest", "schema"))
     except (ValueError, KeyError, TypeError) as exc:
         raise ColoError("start_refused", f"{guest.name} is not started: the permit is malformed ({exc!r}).") from exc
-    if owner.st_uid != 0 or not stat.S_ISREG(owner.st_mode):
+    if owner.st_uid != 0:
         raise ColoError("start_refused", f"{guest.name} is not started: the permit was not given by root.")
     if (name, schema) != (guest.name, 1) or role not in ("primary", "standby") or not isinstance(generation, int):
         raise ColoError("start_refused", f"{guest.name} is not started: the permit is for {name!r} as {role!r}.")
@@ -345,7 +346,8 @@ def launch(guest: Guest) -> t.NoReturn:
     role = check(guest)
     pathlib.Path(guest.permit_file).unlink()
     _rewriter.make_pipes(guest)
-    pathlib.Path(guest.started_file).write_text(json.dumps(shape(dataclasses.asdict(guest))), encoding="utf-8")
+    started = json.dumps(shape(dataclasses.asdict(guest)))
+    replace_file(guest.started_file, started, os.geteuid(), os.getegid(), 0o600)
     argv = _topology.qemu_argv(guest, t.cast("_topology.Role", role))
     os.execv(argv[0], argv)  # noqa: S606 - to become QEMU is the purpose
 
