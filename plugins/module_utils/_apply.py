@@ -39,8 +39,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils._errors import (
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._files import replace_file
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
-from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
-from ansible_collections.lockstep.colo.plugins.module_utils._observe import KEEPER_TIMEOUT_S, RunCommand
+from ansible_collections.lockstep.colo.plugins.module_utils._observe import RunCommand
 from ansible_collections.lockstep.colo.plugins.module_utils._plan import Step
 from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Event, Monitor
 
@@ -116,13 +115,13 @@ class Applier:
         self._powered_off = False
         self._job_errors: dict[str, str] = {}
         self._monitor = monitor
-        self._keeper = KeeperClient(guest.keeper_socket, KEEPER_TIMEOUT_S)
+        self._keeper = _observe.keeper(guest)
 
     @property
     def monitor(self) -> Monitor:
         """The connection to QEMU, made at the first use."""
         if self._monitor is None:
-            self._monitor = Monitor(self.guest.qmp_socket)
+            self._monitor = _observe.connect(self.guest)
         return self._monitor
 
     @property
@@ -629,7 +628,7 @@ class Applier:
             )
         while self._monitor is None:
             try:
-                self._monitor = Monitor(self.guest.qmp_socket, timeout_s=3.0)
+                self._monitor = _observe.connect(self.guest)
             except QmpError as exc:
                 if _observe.unit_state(self.run_command, unit) != "active":
                     raise ColoError(

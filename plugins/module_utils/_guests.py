@@ -32,7 +32,6 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError, InputError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
-from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
 from ansible_collections.lockstep.colo.plugins.module_utils._states import Observation
 
 ARGUMENTS: dict[str, t.Any] = {
@@ -263,4 +262,4 @@ def free_main_loop(guest: Guest, run_command: _observe.RunCommand) -> None:
     monitor that connects now would never be greeted.
     """
     _apply.cut_migration(guest, run_command)
-    KeeperClient(guest.keeper_socket, _observe.KEEPER_TIMEOUT_S).yank(_topology.yank_instances(guest))
+    _observe.keeper(guest).yank(_topology.yank_instances(guest))

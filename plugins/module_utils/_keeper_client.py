@@ -11,6 +11,7 @@ import socket
 import time
 import typing as t
 
+from ansible_collections.lockstep.colo.plugins.module_utils import _peer
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 
 _MAX_REPLY = 1024 * 1024  # bytes; a state with 64 events has some ten thousand
@@ -19,12 +20,15 @@ _MAX_REPLY = 1024 * 1024  # bytes; a state with 64 events has some ten thousand
 class KeeperClient:
     """Ask the keeper behind *socket_path*; each call ends within *timeout_s* seconds.
 
+    With *unit*, only a process of that systemd unit is asked (``socket_foreign``).
+
     Error codes of every call: ``keeper_unreachable``, or what the keeper answered (``yank_refused``,
     ``qemu_unreachable``, ``bad_request``, ...).
     """
 
-    def __init__(self, socket_path: str, timeout_s: float = 3.0) -> None:
+    def __init__(self, socket_path: str, timeout_s: float = 3.0, unit: str | None = None) -> None:
         self._path = socket_path
+        self._unit = unit
         self._timeout_s = timeout_s
 
     def state(self) -> dict[str, t.Any]:
@@ -63,6 +67,8 @@ class KeeperClient:
             try:
                 connection.settimeout(self._timeout_s)
                 connection.connect(self._path)
+                if self._unit is not None:
+                    _peer.check(connection, self._path, self._unit)
                 connection.sendall(line)
                 while not reply.endswith(b"\n"):
                     # A keeper that answers drop by drop must not outlive the deadline either.

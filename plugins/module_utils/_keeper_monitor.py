@@ -12,12 +12,11 @@ import contextlib
 import os
 import pathlib
 import socket
-import struct
 import time
 import traceback
 import typing as t
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _rewriter, _rules, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils import _peer, _rewriter, _rules, _topology
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_base import Json, Lane, age_ms, log, now_iso
@@ -149,7 +148,7 @@ class Monitor:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.get_running_loop().sock_connect(channel, self._guest.keeper_qmp_socket)
-                pid = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                pid = _peer.pid_of(channel)
                 process = (pid, started_ticks(pid))
                 if not is_alive(process):
                     # the kernel had taken the connection for a process that has ended by now

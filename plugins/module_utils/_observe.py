@@ -65,10 +65,20 @@ def unit_details(run_command: RunCommand, unit: str) -> dict[str, str]:
     }
 
 
+def connect(guest: Guest) -> Monitor:
+    """The modules' monitor of this guest's QEMU, and of no other process."""
+    return Monitor(guest.qmp_socket, unit=guest.unit)
+
+
+def keeper(guest: Guest) -> KeeperClient:
+    """The client of this guest's keeper, and of no other process."""
+    return KeeperClient(guest.keeper_socket, KEEPER_TIMEOUT_S, guest.keeper_unit)
+
+
 def keeper_state(guest: Guest) -> dict[str, t.Any] | None:
     """The keeper's state, or None when it does not answer (the caller decides what that means)."""
     try:
-        return KeeperClient(guest.keeper_socket, KEEPER_TIMEOUT_S).state()
+        return keeper(guest).state()
     except ColoError:
         return None
 
@@ -117,7 +127,7 @@ def observe(guest: Guest, run_command: RunCommand, monitor: Monitor | None = Non
         try:
             if monitor is not None:
                 return _with(guest, seen, ask(monitor))
-            with Monitor(guest.qmp_socket) as own:
+            with connect(guest) as own:
                 return _with(guest, seen, ask(own))
         except ColoError as exc:
             if exc.error_code not in ("qmp_lost", "qmp_unreachable") or time.monotonic() >= end:

@@ -16,6 +16,7 @@ import traceback
 import types
 import typing as t
 
+from ansible_collections.lockstep.colo.plugins.module_utils import _peer
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import DeadlineError, QmpError
 
 QMP_IMPORT_ERROR: str | None
@@ -40,11 +41,13 @@ class Event(t.NamedTuple):
 class Monitor:
     """A connected monitor. Use as a context manager; not for use by two threads.
 
+    With ``unit``, only a process of that systemd unit is talked to (``socket_foreign``).
+
     Errors: ``qmp_library_missing``, ``qmp_unreachable``, ``qmp_busy`` (no greeting in time), ``qmp_refused`` (with
     QEMU's ``error_class`` and text), ``qmp_lost``, ``deadline_passed``.
     """
 
-    def __init__(self, path: str, timeout_s: float = 3.0) -> None:
+    def __init__(self, path: str, timeout_s: float = 3.0, unit: str | None = None) -> None:
         if QMP_IMPORT_ERROR is not None:
             raise QmpError(
                 "qmp_library_missing",
@@ -58,7 +61,7 @@ class Monitor:
         self._listener = EventListener()
         self._client.register_listener(self._listener)
         try:
-            self._run(self._client.connect(path), timeout_s)
+            self._run(self._connect(unit), timeout_s)
         except TimeoutError:
             self._abandon()
             raise QmpError(
@@ -67,9 +70,24 @@ class Monitor:
                 "another client holds this monitor, or QEMU's main loop is blocked",
                 path=path,
             ) from None
+        except QmpError:
+            self._abandon()
+            raise
         except (QMPError, OSError, EOFError) as exc:
             self._abandon()
             raise QmpError("qmp_unreachable", f"{path} cannot be reached ({exc}): is QEMU running?", path=path) from exc
+
+    async def _connect(self, unit: str | None) -> None:
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        channel.setblocking(False)
+        try:
+            await self._loop.sock_connect(channel, self.path)
+            if unit is not None:
+                _peer.check(channel, self.path, unit)
+            await self._client.connect(channel)
+        except BaseException:
+            channel.close()
+            raise
 
     def __enter__(self) -> Monitor:
         return self

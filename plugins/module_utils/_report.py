@@ -22,7 +22,6 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
 )
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
-from ansible_collections.lockstep.colo.plugins.module_utils._qmp import Monitor
 from ansible_collections.lockstep.colo.plugins.module_utils._states import Observation, Qemu
 
 
@@ -124,7 +123,7 @@ def sample(guest: Guest, seconds: float) -> dict[str, t.Any]:
     packets = {nic.tap: _observe.tap_packets(nic.tap) for nic in guest.nics}
     pauses_ms: list[float] = []
     stopped: float | None = None
-    with Monitor(guest.qmp_socket) as monitor:
+    with _observe.connect(guest) as monitor:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             event = monitor.next_event(left)

@@ -31,6 +31,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _migrate,
     _observe,
     _pair,
+    _peer,
     _plan,
     _states,
     _store,
@@ -70,6 +71,7 @@ class Units:
 
     def __init__(self, guest: _guest.Guest, credentials: pathlib.Path, log: pathlib.Path) -> None:
         self._guest = guest
+        self._units = {"launch": guest.unit, "run": guest.keeper_unit}
         self.credentials = credentials
         self._log = log
         self.qemu: Process | None = None
@@ -102,7 +104,7 @@ class Units:
             "CREDENTIALS_DIRECTORY": str(self.credentials),
         }
         with self._log.open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 # by the line: what QEMU prints is looked for while it runs
                 ["stdbuf", "-oL", sys.executable, str(KEEPER), command, self._guest.definition_file],
                 env=environment,
@@ -110,6 +112,11 @@ class Units:
                 stdout=log,
                 stderr=log,
             )
+        # where systemd would have started it
+        place = pathlib.Path(_peer.PROC, str(process.pid))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "cgroup").write_text(f"0::/system.slice/{self._units[command]}\n")
+        return process
 
     def start_keeper(self) -> None:
         """Ready when its socket is its own, as with Type=notify."""
@@ -338,12 +345,16 @@ class Pair:
     """Two hosts, and the playbooks."""
 
     def __init__(self, directory: pathlib.Path, port_base: int, **more: t.Any) -> None:
+        # there are no control groups of units here: Units tells in which one a process would be
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(_peer, "PROC", str(directory / "proc"))
         self.alpha = Host(directory, "alpha", port_base, **more)
         self.beta = Host(directory, "beta", port_base, **more)
 
     def end(self) -> None:
         self.alpha.end()
         self.beta.end()
+        self._patch.undo()
 
     def __getitem__(self, name: str | None) -> Host:
         assert name is not None

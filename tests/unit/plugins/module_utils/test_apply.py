@@ -804,15 +804,15 @@ def _monitors(stage: Stage, *outcomes: QmpError | None) -> list[str]:
     """What connecting to QEMU's monitor ends in, one attempt after the other."""
     left, paths = list(outcomes), []
 
-    def connect(path: str, timeout_s: float = 3.0) -> t.Any:
-        assert timeout_s > 0
+    def connect(path: str, *, unit: str) -> t.Any:
+        assert unit == UNIT
         paths.append(path)
         outcome = left.pop(0)
         if outcome is not None:
             raise outcome
         return ScriptedMonitor(stage.clock)
 
-    stage.patch.setattr(_apply, "Monitor", connect)
+    stage.patch.setattr(_observe, "Monitor", connect)
     return paths
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import types
 import typing as t
@@ -22,6 +23,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _guest,
     _keeper_client,
     _observe,
+    _peer,
     _qmp,
     _store,
     _topology,
@@ -56,7 +58,10 @@ class Host:
         patch.setattr(_keeper_client.KeeperClient, "yank", lambda client, _instances: self.yanked.append(client._path))
         short = functools.partial(_qmp.Monitor, timeout_s=0.3)
         patch.setattr(_observe, "Monitor", short)
-        patch.setattr(_apply, "Monitor", short)
+        # the scripts that play QEMU are all in this process
+        patch.setattr(_peer, "PROC", str(root / "proc"))
+        self._groups = root / "proc" / str(os.getpid()) / "cgroup"
+        self._groups.parent.mkdir(parents=True)
 
     def _systemctl(self, argv: list[str]) -> tuple[int, str, str]:
         if argv[0] == "ss":
@@ -100,6 +105,8 @@ class Host:
         return guest
 
     def runs(self, guest: _guest.Guest, keeper: Json | None = None) -> None:
+        with self._groups.open("a", encoding="utf-8") as groups:
+            groups.write(f"0::/system.slice/{guest.unit}\n")
         self.units[guest.unit] = "active"
         self.keepers[guest.name] = _make.keeper() if keeper is None else keeper
 
