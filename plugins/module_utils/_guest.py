@@ -33,6 +33,11 @@ ACCELERATORS = ("kvm", "tcg")
 LINK_SECURITY = ("tls", "none")
 
 _GUEST_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+# What an inventory calls a host goes into records, messages and the words of an administrator; not into a path or a unit.
+_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}\Z")
+_ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}\Z")
+# Goes into unit files, where a space, a colon or a '%' begins something new.
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9._+-]+)+\Z")
 _PART_NAME = re.compile(r"[a-z][a-z0-9]{0,14}\Z")
 _IFNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}\Z")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
@@ -301,6 +306,29 @@ class HostDefaults:
     user: str = "colo"
     qemu_binary: str = "/usr/bin/qemu-system-x86_64"
     link_security: str = "tls"
+    monitor_group: str = ""
+    python: str = "/usr/bin/python3"
+    lib_dir: str = "/usr/local/lib/lockstep-colo"
+
+
+def check_host(defaults: HostDefaults) -> None:
+    """Refuse what cannot be used in a unit file, and a user that would take QEMU's confinement away."""
+    for name in ("python", "config_dir", "state_dir", "run_dir", "lib_dir", "qemu_binary"):
+        _plain_path(f"colo_{name}", getattr(defaults, name))
+    words = "give a name of lower-case letters, digits, '_' and '-', 31 at most, that begins with a letter or '_'"
+    _matching("colo_user", defaults.user, _ACCOUNT, words)
+    if defaults.user == "root":
+        raise InputError(
+            "colo_user", defaults.user, "QEMU does not run as root: name a user that is nothing else's, such as colo"
+        )
+    if defaults.monitor_group != "":
+        _matching("colo_monitor_group", defaults.monitor_group, _ACCOUNT, f"{words}, or nothing")
+    if defaults.monitor_group == defaults.user:
+        raise InputError(
+            "colo_monitor_group",
+            defaults.monitor_group,
+            "the user's own group has the other monitors: name another group",
+        )
 
 
 def size_bytes(variable: str, value: t.Any) -> int:
@@ -344,6 +372,13 @@ def _path(variable: str, value: t.Any) -> str:
     ):
         raise InputError(variable, value, "give an absolute path without quotes, '%', '$', '..' or control characters")
     return value
+
+
+def _plain_path(variable: str, value: t.Any) -> str:
+    path = _matching(variable, value, _PLAIN_PATH, "give an absolute path of letters, digits and . _ + -")
+    if not {".", ".."}.isdisjoint(path.split("/")):
+        raise InputError(variable, value, "give an absolute path without '.' and '..'")
+    return path
 
 
 def _known_keys(
@@ -509,7 +544,10 @@ def _link(variable: str, hosts: t.Sequence[str], links: t.Mapping[str, t.Any]) -
     for host in hosts:
         if host not in links:
             raise InputError(
-                f"{variable}.hosts", host, "this host is not in the inventory group colo_hosts", "unknown_host"
+                f"{variable}.hosts",
+                host,
+                "this host is not in the inventory group colo_hosts: add it, or correct the name",
+                "unknown_host",
             )
         try:
             address = ipaddress.ip_address(str(links[host]))
@@ -527,6 +565,12 @@ def _link(variable: str, hosts: t.Sequence[str], links: t.Mapping[str, t.Any]) -
                 "give one unicast address, without a scope; nothing listens on all of them",
             )
         result[host] = str(address)
+    if len({":" in address for address in result.values()}) > 1:
+        raise InputError(
+            f"colo_link_address of host {hosts[1]}",
+            result[hosts[1]],
+            f"{hosts[0]} has {result[hosts[0]]}; give addresses that are both IPv4, or both IPv6",
+        )
     if len(set(result.values())) != len(result):
         raise InputError(
             f"colo_link_address of host {hosts[1]}",
@@ -560,6 +604,13 @@ def _pair(
     hosts = entry["hosts"]
     if not isinstance(hosts, list) or len(hosts) != 2 or not all(isinstance(host, str) for host in hosts):
         raise InputError(f"{variable}.hosts", hosts, "name the two hosts of the pair")
+    for host in hosts:
+        _matching(
+            f"{variable}.hosts",
+            host,
+            _HOST_NAME,
+            "call a host in the inventory by letters, digits, '.', '_' and '-' (how it is reached is ansible_host)",
+        )
     if hosts[0] == hosts[1]:
         raise InputError(
             f"{variable}.hosts", hosts, "one host cannot protect a guest from its own death; name two different hosts"
@@ -586,7 +637,7 @@ def _pair(
             "give a CPU model and features as QEMU's -cpu takes them",
         ),
         "accelerator": accelerator,
-        "qemu_binary": _path("colo_qemu_binary", defaults.qemu_binary),
+        "qemu_binary": defaults.qemu_binary,
         "user": defaults.user,
         "link_security": _choice("colo_link_security", defaults.link_security, LINK_SECURITY),
         "disks": _disks(f"{variable}.disks", entry["disks"]),
@@ -637,6 +688,7 @@ def definitions(
     ``links`` maps every host of the group to its link address, ``kept`` a host to the first ports of the guests that are
     deployed there. All guests are checked, not only this host's, so that every host refuses bad input alike.
     """
+    check_host(defaults)
     if not isinstance(guests, t.Mapping):
         raise InputError("colo_guests", guests, "give a dictionary of guests")
     ports = _allot(guests, kept or {}, defaults.port_base)
@@ -648,9 +700,9 @@ def definitions(
             "host": host,
             "peer": next(other for other in pair["hosts"] if other != host),
             "paths": {
-                "config": _path("colo_config_dir", defaults.config_dir),
-                "state": _path("colo_state_dir", defaults.state_dir) + "/" + pair["name"],
-                "run": _path("colo_run_dir", defaults.run_dir) + "/" + pair["name"],
+                "config": defaults.config_dir,
+                "state": f"{defaults.state_dir}/{pair['name']}",
+                "run": f"{defaults.run_dir}/{pair['name']}",
             },
         }
         for pair in pairs

@@ -209,8 +209,9 @@ def _odd_bridge(name: str, bridge: t.Any) -> Problem | None:
     if not isinstance(ports, list) or not all(isinstance(port, str) and _IFNAME.match(port) for port in ports):
         return Problem("bad_input", f"{where}.ports", ports, "these are no interfaces: give a list of their names")
     try:
-        if "address" in bridge:
-            ipaddress.ip_interface(bridge["address"])
+        # what follows a '%' may be any text
+        if "address" in bridge and "%" in str(ipaddress.ip_interface(bridge["address"])):
+            raise ValueError
     except ValueError:
         address = bridge["address"]
         return Problem("bad_input", f"{where}.address", address, "this is no address: give one such as 198.51.100.1/24")

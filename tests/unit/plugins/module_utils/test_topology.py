@@ -235,7 +235,9 @@ def test_nobody_waits_for_a_monitors_client() -> None:
 
 
 def test_a_comma_in_a_path_is_no_option() -> None:
-    guest = _make.guest(root="/a,server=off")
+    raw = _make.definition()
+    # none that definitions() would let through
+    guest = _guest.from_definition({**raw, "paths": {**raw["paths"], "run": "/a,server=off/run"}})
     (chardev, *_rest) = [
         entry for entry in _after(_topology.qemu_argv(guest, "primary"), "-chardev") if "socket" in entry
     ]
