@@ -299,6 +299,14 @@ def account(name: str) -> dict[str, t.Any] | None:
     return {"group": group, "groups": groups, "home": entry.pw_dir, "shell": entry.pw_shell}
 
 
+def is_root(name: str) -> bool:
+    """Whether the user is root under another name."""
+    try:
+        return pwd.getpwnam(name).pw_uid == 0
+    except KeyError:
+        return False
+
+
 def has_group(name: str) -> bool:
     """Whether this host has the group."""
     try:

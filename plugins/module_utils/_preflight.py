@@ -273,6 +273,11 @@ def _link_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[
     ]
 
 
+def user_is_root(name: str) -> Problem:
+    """QEMU would run with all rights."""
+    return Problem("bad_input", "colo_user", name, "it is root under another name on this host: name another user")
+
+
 def no_group(name: str) -> Problem:
     """The group whose members are to reach the monitors is not there."""
     return Problem(

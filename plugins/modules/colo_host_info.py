@@ -267,6 +267,8 @@ def examine(module: AnsibleModule) -> dict[str, t.Any]:
     if params["qemu"] == "require" or (params["qemu"] == "if_present" and found is not None):
         for definition in definitions:
             problems += _features.refusals(found, definition, params["accept_untested"])
+    if _host.is_root(params["user"]):
+        problems.append(_preflight.user_is_root(params["user"]))
     if params["monitor_group"] and not _host.has_group(params["monitor_group"]):
         problems.append(_preflight.no_group(params["monitor_group"]))
     if definitions:

@@ -9,6 +9,7 @@ import grp
 import json
 import os
 import pathlib
+import pwd
 import typing as t
 
 import pytest
@@ -242,6 +243,13 @@ def test_host_info_misses_a_group(script: Script, binary: str, capsys: pytest.Ca
     for name, codes in (("", []), (grp.getgrgid(0).gr_name, []), ("no-such-group", ["group_missing"])):
         script.append(("-qmp stdio", (0, replies(), "")))
         result = run(colo_host_info, capsys, qemu_binary=binary, monitor_group=name)
+        assert [problem["error_code"] for problem in result["problems"]] == codes
+
+
+def test_host_info_refuses_a_user_that_is_root(script: Script, binary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, codes in (("nobody", []), ("no-such-user", []), (pwd.getpwuid(0).pw_name, ["bad_input"])):
+        script.append(("-qmp stdio", (0, replies(), "")))
+        result = run(colo_host_info, capsys, qemu_binary=binary, user=name)
         assert [problem["error_code"] for problem in result["problems"]] == codes
 
 
