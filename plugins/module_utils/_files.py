@@ -68,6 +68,26 @@ def ensure(wishes: t.Sequence[tuple[str, State]], check_mode: bool) -> list[Chan
     return changes
 
 
+def own(descriptor: int, owner: str | None, group: str | None, mode: int | None, check_mode: bool) -> bool:
+    """See to owner, group and mode of what is open, each where one is given; tell whether something had to be changed."""
+    status = os.fstat(descriptor)
+    here = _state(None, status)
+    wish = State(
+        None,
+        here.owner if owner is None else owner,
+        here.group if group is None else group,
+        here.mode if mode is None else mode,
+    )
+    if wish == here:
+        return False
+    if not check_mode:
+        # a name that is wished must be there; a number without one stays
+        uid, gid = _ids(State(None, wish.owner if owner else "root", wish.group if group else "root", wish.mode))
+        os.fchown(descriptor, uid if owner else -1, gid if group else -1)
+        os.fchmod(descriptor, wish.mode)
+    return True
+
+
 def _check_path(path: str) -> None:
     first, *parts = path.split("/")
     if first or not parts or not {"", ".", ".."}.isdisjoint(parts):

@@ -350,7 +350,7 @@ def _image_state(path: str, disk: t.Mapping[str, t.Any]) -> _preflight.FileState
         _image.check_existing(path, disk["size_bytes"])
     except ColoError as exc:
         return _preflight.FileState(exists=True, problem=(exc.error_code, exc.message))
-    return _preflight.FileState(exists=True, allocated_bytes=pathlib.Path(path).stat().st_blocks * 512)
+    return _preflight.FileState(exists=True, allocated_bytes=pathlib.Path(path).lstat().st_blocks * 512)
 
 
 def _sources(

@@ -5,11 +5,17 @@
 
 The format of an image is told, never guessed, and what an image says about itself is read from its header here before
 any tool opens it: a file that names a backing file or an external data file would make the tool read that file too.
+
+A guest's images are in a directory that its QEMU can write, at any moment: what is made there is made through a descriptor,
+never by a name that may have become a link.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -17,6 +23,7 @@ import shutil
 import struct
 import typing as t
 
+from ansible_collections.lockstep.colo.plugins.module_utils import _nofollow
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 
 if t.TYPE_CHECKING:
@@ -30,6 +37,7 @@ _QCOW2_HEADER = 104
 _CORRUPT = 1 << 1
 _EXTERNAL_DATA = 1 << 2
 _CHUNK = 1 << 20
+_FLOCK = "hhqqi4x"  # struct flock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +137,14 @@ def _part(path: str) -> str:
 # --- effect -------------------------------------------------------------------------------------------------------
 
 
-def read_header(path: str, image_format: str) -> Header:
-    """Read the header of the file at ``path``, or say why it cannot be used."""
+def read_header(path: str, image_format: str, follow: bool = True) -> Header:
+    """Read the header of the file at ``path``, or say why it cannot be used. A source may be a link, an image of ours not."""
     file_path = pathlib.Path(path)
-    if not file_path.is_file():
+    if not file_path.is_file() or (file_path.is_symlink() and not follow):
         kind = "is not a plain file" if file_path.exists() else "does not exist on this host"
         raise ColoError("image_missing", f"{path} {kind}: put the image there, or correct the path", path=path)
     try:
-        with file_path.open("rb") as file:
+        with open(path, "rb", opener=os.open if follow else _nofollow.open_regular) as file:
             head = file.read(_QCOW2_HEADER)
             size = os.fstat(file.fileno()).st_size
     except OSError as exc:
@@ -148,7 +156,7 @@ def read_header(path: str, image_format: str) -> Header:
 
 def check_existing(path: str, size_bytes: int) -> Header:
     """Check a parent that is there already; it is never changed, so a different size is refused."""
-    header = read_header(path, "qcow2")
+    header = read_header(path, "qcow2", follow=False)
     if header.virtual_size != size_bytes:
         raise ColoError(
             "image_size_differs",
@@ -193,10 +201,10 @@ def check_checksum(path: str, checksum: str) -> None:
         )
 
 
-def ensure_parent(run_command: RunCommand, wish: Wish, check_mode: bool, own: t.Callable[[str], object]) -> bool:
+def ensure_parent(run_command: RunCommand, wish: Wish, check_mode: bool, own: t.Callable[[int], object]) -> bool:
     """Make the parent of ``wish`` unless it is there; tell whether it was (or in check mode would be) made.
 
-    ``own`` gives a finished file its owner and mode before it gets its name.
+    ``own`` gives a finished file, by its descriptor, its owner and mode before it gets its name.
     """
     if os.path.lexists(wish.path):
         check_existing(wish.path, wish.size_bytes)
@@ -208,10 +216,12 @@ def ensure_parent(run_command: RunCommand, wish: Wish, check_mode: bool, own: t.
         check_checksum(wish.source, wish.checksum)
     if check_mode:
         return True
-    _build(run_command, wish.path, make_parent_commands(wish, None if source is None else source.virtual_size))
-    check_existing(_part(wish.path), wish.size_bytes)
-    own(_part(wish.path))
-    _publish(wish.path)
+    commands = make_parent_commands(wish, None if source is None else source.virtual_size)
+    with _built(run_command, wish.path, commands) as descriptor:
+        check_existing(_part(wish.path), wish.size_bytes)
+        own(descriptor)
+        os.fsync(descriptor)
+        _publish(wish.path)
     return True
 
 
@@ -223,49 +233,62 @@ def fresh_overlays(run_command: RunCommand, guest: Guest) -> None:
     for disk in guest.disks:
         check_existing(guest.image(disk, "parent"), disk.size_bytes)
         for path, command in make_overlay_commands(guest, disk):
-            _refuse_in_use(run_command, path)
-            _build(run_command, path, [command])
-            shutil.chown(_part(path), guest.user, guest.user)
-            pathlib.Path(_part(path)).replace(path)
+            _refuse_in_use(path)
+            with _built(run_command, path, [command]) as descriptor:
+                shutil.chown(descriptor, guest.user, guest.user)
+                pathlib.Path(_part(path)).replace(path)
 
 
-def _refuse_in_use(run_command: RunCommand, path: str) -> None:
-    if not os.path.lexists(path):
-        return
-    code, _out, err = run_command(["qemu-img", "info", "-f", "qcow2", path])
-    if code != 0 and "lock" in err:
+def _refuse_in_use(path: str) -> None:
+    """QEMU locks the images that it has open. No tool is asked, which would read what a QEMU has written there."""
+    try:
+        descriptor = _nofollow.open_regular(path, os.O_RDONLY)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ELOOP, errno.EINVAL, errno.ENXIO):
+            return  # nothing, or no file: it is replaced
+        raise ColoError("image_unreadable", f"{path} cannot be read ({exc.strerror}): check its device") from exc
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    finally:
+        os.close(descriptor)
+    if struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK:
         raise ColoError("image_in_use", f"{path} is used by a running QEMU: stop this host's standby first", path=path)
 
 
-def _build(run_command: RunCommand, path: str, commands: t.Sequence[list[str]]) -> None:
-    """Run the commands that make ``path``'s part file, readable only by root until it is finished."""
+@contextlib.contextmanager
+def _built(run_command: RunCommand, path: str, commands: t.Sequence[list[str]]) -> t.Iterator[int]:
+    """Run the commands that make ``path``'s part file, readable only by root until it is finished; a descriptor of it."""
     part = _part(path)
     try:
         pathlib.Path(part).unlink(missing_ok=True)
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        descriptor = _nofollow.open_regular(part, os.O_CREAT | os.O_EXCL | os.O_RDWR)
     except OSError as exc:
         raise ColoError(
             "image_not_written", f"{part} cannot be made ({exc.strerror}): check the directory", path=path
         ) from exc
-    for command in commands:
-        code, out, err = run_command(command)
-        if code != 0:
-            pathlib.Path(part).unlink()
-            raise ColoError(
-                "image_not_written",
-                f"{path} was not made, {command[0]} {command[1]} said: {(err or out).strip()}",
-                path=path,
-                command=command,
-                rc=code,
-            )
+    try:
+        place = f"/proc/{os.getpid()}/fd/{descriptor}"
+        for command in commands:
+            code, out, err = run_command([place if word == part else word for word in command])
+            if code != 0:
+                pathlib.Path(part).unlink(missing_ok=True)
+                raise ColoError(
+                    "image_not_written",
+                    f"{path} was not made, {command[0]} {command[1]} said: {(err or out).strip().replace(place, part)}",
+                    path=path,
+                    command=command,
+                    rc=code,
+                )
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _publish(path: str) -> None:
-    """Give the finished part file its name: durable, and never in the place of a file that appeared meanwhile."""
+    """Give the finished part file its name, durably, and never in the place of a file that appeared meanwhile."""
     part = _part(path)
-    _sync(part)
     try:
-        os.link(part, path)
+        os.link(part, path, follow_symlinks=False)
     except FileExistsError:
         raise ColoError(
             "image_exists", f"{path} appeared while it was being made; it was left as it is: run again", path=path

@@ -23,7 +23,6 @@ description:
 extends_documentation_fragment:
   - lockstep.colo.attributes
   - lockstep.colo.attributes.actiongroup_colo
-  - ansible.builtin.files
 attributes:
   check_mode:
     support: full
@@ -64,6 +63,18 @@ options:
         description:
           - The SHA-256 of the source, as C(sha256:) and 64 hexadecimal digits. It is verified before the source is used.
         type: str
+  owner:
+    description:
+      - The user that the images belong to. Without it that is not changed.
+    type: str
+  group:
+    description:
+      - The group that the images belong to. Without it that is not changed.
+    type: str
+  mode:
+    description:
+      - Their permissions, as octal digits. Without it they are not changed, and V(0600) of one that is made.
+    type: str
   state:
     description:
       - The images are there. There is no other state, as nothing here destroys data.
@@ -123,7 +134,8 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _guest, _image
+from ansible_collections.lockstep.colo.plugins.module_utils import _files, _guest, _image, _nofollow
+from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._module import run_module
 
 
@@ -140,15 +152,25 @@ def ensure(module: AnsibleModule) -> dict[str, t.Any]:
         for number, image in enumerate(module.params["images"])
     ]
 
-    def own(path: str) -> bool:
-        common = module.load_file_common_arguments(module.params, path=path)
-        return bool(module.set_fs_attributes_if_different(common, False))
+    mode = None if module.params["mode"] is None else _files.mode(module.params["mode"])
+
+    def own(descriptor: int) -> bool:
+        return _files.own(descriptor, module.params["owner"], module.params["group"], mode, module.check_mode)
+
+    def own_existing(path: str) -> bool:
+        try:
+            with open(path, "rb", opener=_nofollow.open_regular) as file:
+                return own(file.fileno())
+        except OSError as exc:
+            raise ColoError(
+                "image_unreadable", f"{path} cannot be given away ({exc.strerror}): check the file"
+            ) from exc
 
     changed = False
     images: list[dict[str, t.Any]] = []
     for wish in wishes:
         made = _image.ensure_parent(module.run_command, wish, module.check_mode, own)
-        owned = False if made and module.check_mode else own(wish.path)
+        owned = False if made and module.check_mode else own_existing(wish.path)
         changed = changed or made or owned
         images.append({"path": wish.path, "format": "qcow2", "virtual_size": wish.size_bytes, "made": made})
     return {"changed": changed, "images": images, "diff": [_diff(image) for image in images]}
@@ -170,9 +192,11 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "images": {"type": "list", "elements": "dict", "required": True, "options": image},
+            "owner": {"type": "str"},
+            "group": {"type": "str"},
+            "mode": {"type": "str"},
             "state": {"type": "str", "choices": ["present"], "default": "present"},
         },
-        add_file_common_args=True,
         supports_check_mode=True,
     )
     run_module(module, ensure)

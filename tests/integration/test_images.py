@@ -53,6 +53,17 @@ def test_a_raw_image_that_pretends_to_be_another_is_taken_as_it_is_told(tmp_path
         )
 
 
+def test_overlays_of_a_running_standby_are_not_replaced(pair: Pair) -> None:
+    """QEMU's locks tell it from the entry into lock step on, and no tool reads what QEMU has written."""
+    beta = pair.beta
+    beta.stand_by(pair.alpha.serve()["generation"])
+    pair.alpha.migrate("primary", "protected")
+    with refused("image_in_use"):
+        _image.fresh_overlays(run, beta.guest)
+    beta.units.power_off()
+    _image.fresh_overlays(run, beta.guest)
+
+
 def test_a_guest_does_not_read_what_its_images_header_names(pair: Pair, tmp_path: pathlib.Path) -> None:
     """The header was changed after it was checked: QEMU is told that there is no backing file, and does not look for it."""
     alpha = pair.alpha

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import pathlib
 import shutil
 import struct
@@ -43,13 +45,17 @@ class Runner:
 
     def __init__(self, *script: tuple[list[str], tuple[int, str, str], bytes | None]) -> None:
         self.script = list(script)
+        self.before_writing: t.Callable[[str], object] = lambda _part: None
 
     def __call__(self, args: list[str]) -> tuple[int, str, str]:
         assert self.script, f"unexpected command {args}"
         expected, answer, content = self.script.pop(0)
-        assert args == expected
+        # what is made is named by its descriptor: nobody can put something else in its place
+        assert not any(word.endswith(".part") for word in args)
+        assert [os.readlink(word) if word.startswith("/proc/") else word for word in args] == expected
         if content is not None:
-            target = next(word for word in args if word.endswith(".part"))
+            target = next(word for word in args if word.startswith("/proc/"))
+            self.before_writing(os.readlink(target))
             pathlib.Path(target).write_bytes(content)
         return answer
 
@@ -60,8 +66,8 @@ class Runner:
 GOOD = (0, "", "")
 
 
-def own_nothing(path: str) -> None:
-    assert path.endswith(".part")
+def own_nothing(descriptor: int) -> None:
+    assert os.readlink(f"/proc/self/fd/{descriptor}").endswith(".part")
 
 
 def create(path: str, content: bytes | None = None) -> tuple[list[str], tuple[int, str, str], bytes | None]:
@@ -219,7 +225,7 @@ def test_a_directory_that_is_not_there(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_image_that_appears_meanwhile_is_not_overwritten(path: str) -> None:
-    def appear(_part: str) -> None:
+    def appear(_descriptor: int) -> None:
         pathlib.Path(path).write_bytes(b"somebody else's")
 
     assert code(_image.ensure_parent, Runner(create(path)), _image.Wish(path, SIZE), False, appear) == "image_exists"
@@ -242,7 +248,11 @@ def guest(tmp_path: pathlib.Path) -> _guest.Guest:
 @pytest.fixture
 def owners(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     seen: list[tuple[str, str, str]] = []
-    monkeypatch.setattr(shutil, "chown", lambda path, user, group: seen.append((pathlib.Path(path).name, user, group)))
+
+    def chown(descriptor: int, user: str, group: str) -> None:
+        seen.append((pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, user, group))
+
+    monkeypatch.setattr(shutil, "chown", chown)
     return seen
 
 
@@ -252,11 +262,7 @@ def test_overlays_are_fresh_and_of_the_parents_size(
     pathlib.Path(path).write_bytes(qcow2())
     active, hidden = str(tmp_path / "root.active.qcow2"), str(tmp_path / "root.hidden.qcow2")
     pathlib.Path(active).write_bytes(b"of the last standby")
-    run = Runner(
-        (["qemu-img", "info", "-f", "qcow2", active], (1, "", "not in qcow2 format"), None),
-        create(active),
-        create(hidden),
-    )
+    run = Runner(create(active), create(hidden))
     _image.fresh_overlays(run, guest)
     run.done()
     assert pathlib.Path(active).read_bytes() == pathlib.Path(hidden).read_bytes() == qcow2()
@@ -267,11 +273,57 @@ def test_an_overlay_in_use_is_refused(tmp_path: pathlib.Path, path: str, guest: 
     pathlib.Path(path).write_bytes(qcow2())
     active = str(tmp_path / "root.active.qcow2")
     pathlib.Path(active).write_bytes(qcow2())
-    refusal = (1, "", 'Failed to get shared "write" lock\nIs another process using the image?')
-    run = Runner((["qemu-img", "info", "-f", "qcow2", active], refusal, None))
-    assert code(_image.fresh_overlays, run, guest) == "image_in_use"
-    run.done()
+    with open(active, "rb") as image:
+        # as QEMU does (block/file-posix.c): one byte for each permission
+        one_byte = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 100, 1, 0)
+        fcntl.fcntl(image, fcntl.F_OFD_SETLK, one_byte)
+        assert code(_image.fresh_overlays, Runner(), guest) == "image_in_use"
     assert pathlib.Path(active).read_bytes() == qcow2()
+
+
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_what_was_planted_in_the_place_of_an_overlay_is_replaced(
+    tmp_path: pathlib.Path, path: str, guest: _guest.Guest, owners: list[tuple[str, str, str]], what: str
+) -> None:
+    pathlib.Path(path).write_bytes(qcow2())
+    active, precious = tmp_path / "root.active.qcow2", tmp_path / "precious"
+    precious.write_text("mine")
+    for place in (active, tmp_path / "root.active.qcow2.part"):
+        place.symlink_to(precious) if what == "link" else os.mkfifo(place)
+    _image.fresh_overlays(Runner(create(str(active)), create(str(tmp_path / "root.hidden.qcow2"))), guest)
+    assert len(owners) == 2
+    assert active.read_bytes() == qcow2()
+    assert not active.is_symlink()
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_an_image_is_no_link_and_no_pipe(tmp_path: pathlib.Path, path: str, what: str) -> None:
+    """A link to another guest's image, or to a file of the host."""
+    other = tmp_path / "other.qcow2"
+    other.write_bytes(qcow2())
+    if what == "link":
+        pathlib.Path(path).symlink_to(other)
+    else:
+        os.mkfifo(path)
+    assert code(_image.ensure_parent, Runner(), _image.Wish(path, SIZE), False, own_nothing) == "image_missing"
+
+
+def test_an_image_that_becomes_a_link_while_it_is_made_is_not_written_through(
+    tmp_path: pathlib.Path, path: str
+) -> None:
+    """A QEMU that has deleted its own image and waits for root to make another."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+
+    def swap(part: str) -> None:
+        pathlib.Path(part).unlink()
+        pathlib.Path(part).symlink_to(precious)
+
+    run = Runner(create(path))
+    run.before_writing = swap
+    assert code(_image.ensure_parent, run, _image.Wish(path, SIZE), False, own_nothing) == "image_missing"
+    assert precious.read_text() == "mine"
 
 
 def test_no_overlay_without_its_parent(guest: _guest.Guest) -> None:
