@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections.abc as c
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -330,6 +331,18 @@ class Host:
         said = self.disk(f"read -P {pattern} 64k 64k")
         assert "read 65536/65536" in said, said
         return "verification failed" not in said
+
+    def break_disk(self, node: str, *kinds: str) -> None:
+        """From now on everything of these kinds (`write` if none) that is asked of a node's file fails."""
+        with self.operator() as monitor:
+            nodes = {each["node-name"]: each for each in monitor.execute("query-named-block-nodes", {"flat": True})}
+            children = {child["child"]: child["node-name"] for child in nodes[node]["children"]}
+            rule = {"event": "none", "errno": errno.EIO, "once": False}
+            rules = [{**rule, "iotype": kind} for kind in kinds or ("write",)]
+            fault = {"driver": "blkdebug", "node-name": "fault0", "image": children["file"], "inject-error": rules}
+            monitor.execute("blockdev-add", fault)
+            broken = {"driver": "qcow2", "node-name": node, "file": "fault0", "backing": children.get("backing")}
+            monitor.execute("blockdev-reopen", {"options": [broken]})
 
 
 class Module:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import pathlib
+import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -13,8 +15,16 @@ import typing as t
 
 import pytest
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _key, _link_key
-from ansible_collections.lockstep.colo.tests.integration._pair import KEY, NAME, Host, Pair, refused, wait_for
+from ansible_collections.lockstep.colo.plugins.module_utils import _key, _link_key, _plan
+from ansible_collections.lockstep.colo.tests.integration._pair import (
+    KEY,
+    NAME,
+    Host,
+    Pair,
+    plan_of,
+    refused,
+    wait_for,
+)
 
 OTHER_KEY = "f" * 64
 
@@ -30,40 +40,96 @@ def ports(host: Host) -> dict[str, int]:
     }
 
 
-def listeners() -> set[tuple[str, int]]:
-    """What listens on TCP in this room."""
-    told = subprocess.run(["ss", "-Htln"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
-    words = [line.split()[3].rsplit(":", 1) for line in told.stdout.splitlines()]
-    return {(address.strip("[]"), int(port)) for address, port in words}
+def listeners(pair: Pair) -> set[tuple[str, str, str, int]]:
+    """What listens in this room, TCP and UDP: whose it is, protocol, address and port."""
+    sides = {
+        process.pid: host.guest.host
+        for host in (pair.alpha, pair.beta)
+        for process in (host.units.qemu, host.units.keeper)
+        if process is not None
+    }
+    told = subprocess.run(["ss", "-Htulnp"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    found = set()
+    for line in told.stdout.splitlines():
+        words = line.split()
+        address, port = words[4].rsplit(":", 1)
+        owners = {sides.get(int(pid), f"process {pid}") for pid in re.findall(r"pid=([0-9]+)", line)}
+        found |= {(owner, words[0], address.strip("[]"), int(port)) for owner in owners or {"nobody"}}
+    return found
 
 
-def test_only_a_standby_listens_on_its_link_address(pair: Pair) -> None:
+def promised(*standbys: Host) -> set[tuple[str, str, str, int]]:
+    """What may listen: a standby, on its link address, on the ports that are documented."""
+    return {
+        (host.guest.host, "tcp", host.guest.link_address, port)
+        for host in standbys
+        for port in (*ports(host).values(), host.guest.port_heartbeat)
+    }
+
+
+def assert_standings(pair: Pair, alpha: str, beta: str) -> None:
+    assert (pair.alpha.standing, pair.beta.standing) == (alpha, beta)
+
+
+def test_only_a_standby_listens_on_its_link_address(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every standing, and nothing but the ports that are documented."""
     alpha, beta = pair.alpha, pair.beta
-
-    def promised(*standbys: Host) -> set[tuple[str, int]]:
-        return {
-            (host.guest.link_address, port)
-            for host in standbys
-            for port in (*ports(host).values(), host.guest.port_heartbeat)
-        }
-
-    assert listeners() == set()
+    assert_standings(pair, "stopped", "stopped")
+    assert listeners(pair) == promised()
     alpha.serve()
-    assert listeners() == promised()
+    assert_standings(pair, "alone", "stopped")
+    assert listeners(pair) == promised()
     beta.stand_by(alpha.record.generation)
     wait_for("its keeper listens", lambda: beta.keeper["heartbeat"]["listening"])
-    assert listeners() == promised(beta)
-    pair.site()
-    assert listeners() == promised(beta)
+    assert_standings(pair, "alone", "standby")
+    assert listeners(pair) == promised(beta)
+
+    seen = set()
+
+    def look(_number: int, step: _plan.Step) -> None:
+        assert listeners(pair) == promised(beta), step.title
+        # its monitor has one client, which carries out the plan
+        seen.add((alpha.keeper["migration"]["status"], beta.standing))
+
+    with monkeypatch.context() as patch:
+        plan_of("protect", look, patch)
+        pair.site()
+    assert {("none", "standby"), ("active", "syncing"), ("pre-switchover", "syncing")} <= seen
+    assert_standings(pair, "primary", "secondary")
+    assert listeners(pair) == promised(beta)
+
+    alpha.process.send_signal(signal.SIGSTOP)
+    assert alpha.standing == "failed"
+    assert listeners(pair) == promised(beta)
     alpha.units.power_off()
     wait_for("the loss is seen", lambda: beta.standing == "orphaned")
+    assert listeners(pair) == promised(beta)
     pair.failover()
     wait_for("the keeper has let go", lambda: not beta.keeper["heartbeat"]["listening"])
-    assert listeners() == set()
+    assert_standings(pair, "stopped", "alone")
+    assert listeners(pair) == promised()
+
     alpha.stand_by(beta.record.generation)
     wait_for("its keeper listens", lambda: alpha.keeper["heartbeat"]["listening"])
-    assert listeners() == promised(alpha)
+    assert listeners(pair) == promised(alpha)
+    pair.site()
+    assert_standings(pair, "secondary", "primary")
+    assert listeners(pair) == promised(alpha)
+    alpha.process.send_signal(signal.SIGSTOP)
+    assert alpha.standing == "failed"
+    assert listeners(pair) == promised(alpha)
+    alpha.units.power_off()
+    wait_for("the loss is seen", lambda: beta.standing == "orphaned")
+    assert listeners(pair) == promised()
+
+
+def test_a_standby_that_has_left_lock_step_listens_nowhere_else(pair: Pair) -> None:
+    """Its disk has failed: until it is made anew it has no port that a standby has not."""
+    pair.site()
+    pair.beta.break_disk("active0")
+    pair.alpha.write(0x44)
+    wait_for("the standby has left lock step", lambda: pair.beta.standing in ("orphaned", "stopped"))
+    assert listeners(pair) <= promised(pair.beta)
 
 
 def tls(key: str) -> ssl.SSLContext:
@@ -77,14 +143,17 @@ def tls(key: str) -> ssl.SSLContext:
     return context
 
 
-def knock(host: Host, port: int, key: str | None) -> bool:
+MAGIC = {"migration": b"QEVM", "multifd": b"\x11\x22\x33\x44"}  # how QEMU's streams begin
+
+
+def knock(host: Host, port: int, key: str | None, begin: bytes = MAGIC["migration"]) -> bool:
     """Whether a stranger with that key, or with none, is let in: what it says is not answered with the end of the connection."""
     with socket.create_connection((host.guest.link_address, port), timeout=5) as plain:
         try:
             if key is not None:
                 with tls(key).wrap_socket(plain) as channel:
                     return bool(channel.version())
-            plain.sendall(b"QEVM" + bytes(1024))
+            plain.sendall(begin + bytes(1024))
             said = plain.recv(1024)
             while said[:1] == b"\x15":  # an alert of TLS: what was said is no handshake
                 said = plain.recv(1024)
@@ -105,8 +174,11 @@ def image(host: Host, directory: pathlib.Path, key: str | None) -> str:
     return "" if done.returncode == 0 else done.stderr
 
 
-def test_who_lacks_the_key_is_refused_on_every_port(pair: Pair, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("channels", [0, 2])
+def test_who_lacks_the_key_is_refused_on_every_port(pair: Pair, tmp_path: pathlib.Path, channels: int) -> None:
     """The guest's disk, memory and packets are not given to a stranger, and the standby is as good as before."""
+    for host in (pair.alpha, pair.beta):
+        host.tune(multifd_channels=channels)
     pair.wait()
     beta = pair.beta
     assert "TLS negotiation required" in image(beta, tmp_path, None)
@@ -115,6 +187,8 @@ def test_who_lacks_the_key_is_refused_on_every_port(pair: Pair, tmp_path: pathli
         if name != "nbd":
             for key in (None, OTHER_KEY):
                 assert not knock(beta, port, key), (name, key)
+    # the connections of a memory that has several begin in a way of their own, on the port of the first
+    assert not knock(beta, ports(beta)["migration"], None, MAGIC["multifd"])
     assert beta.standing == "standby"
     assert not any(up for name, up in beta.qemu().chardevs.items() if name.startswith("red"))
     # it is the key that makes the difference

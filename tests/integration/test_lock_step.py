@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import errno
 import signal
 
 import pytest
@@ -15,7 +14,6 @@ from ansible_collections.lockstep.colo.plugins.module_utils import _pair, _plan
 from ansible_collections.lockstep.colo.tests.integration._pair import (
     DEADLINE_S,
     NAME,
-    Host,
     Pair,
     refused,
     wait_for,
@@ -82,24 +80,11 @@ def test_a_healthy_pair_is_left_alone(pair: Pair) -> None:
     assert processes == (alpha.process.pid, beta.process.pid)
 
 
-def break_disk(host: Host, node: str, *kinds: str) -> None:
-    """From now on everything of these kinds (`write` if none) that is asked of a node's file fails."""
-    with host.operator() as monitor:
-        nodes = {each["node-name"]: each for each in monitor.execute("query-named-block-nodes", {"flat": True})}
-        children = {child["child"]: child["node-name"] for child in nodes[node]["children"]}
-        rule = {"event": "none", "errno": errno.EIO, "once": False}
-        rules = [{**rule, "iotype": kind} for kind in kinds or ("write",)]
-        fault = {"driver": "blkdebug", "node-name": "fault0", "image": children["file"], "inject-error": rules}
-        monitor.execute("blockdev-add", fault)
-        broken = {"driver": "qcow2", "node-name": node, "file": "fault0", "backing": children.get("backing")}
-        monitor.execute("blockdev-reopen", {"options": [broken]})
-
-
 def test_a_standby_whose_overlay_fails_is_made_anew(pair: Pair) -> None:
     """Its next checkpoint cannot empty the overlay: it leaves lock step, and the primary is told nothing."""
     alpha, beta = pair.alpha, pair.beta
     pair.site()
-    break_disk(beta, "active0")
+    beta.break_disk("active0")
     alpha.write(0x44)
     wait_for("the standby has left lock step", lambda: beta.standing in ("orphaned", "stopped"))
     assert pair.judged.verdict == "degraded"
@@ -112,7 +97,7 @@ def test_a_standby_whose_disk_fails_is_never_promoted(pair: Pair) -> None:
     """The replication driver of the primary keeps such an error to itself; the quorum below it does not."""
     alpha, beta = pair.alpha, pair.beta
     pair.site()
-    break_disk(beta, "parent0")
+    beta.break_disk("parent0")
     alpha.write(0x45)
     wait_for("the standby's copy is stale", lambda: beta.record.stale)
     judged = pair.judged
@@ -130,7 +115,7 @@ def test_a_primary_whose_disk_fails_leaves_the_guest_to_the_whole_copy(pair: Pai
     alpha.write(0x43)
     pair.checkpoint(beta)
     process = alpha.process
-    break_disk(alpha, "parent0", "write", "read")
+    alpha.break_disk("parent0", "write", "read")
     alpha.disk(command)
     wait_for("the keeper has ended QEMU", lambda: process.poll() is not None)
     assert pair.judged.verdict == "degraded"
@@ -146,7 +131,7 @@ def test_a_write_that_fails_on_both_disks_ends_nothing(pair: Pair) -> None:
     alpha, beta = pair.alpha, pair.beta
     pair.site()
     for host in (alpha, beta):
-        break_disk(host, "parent0")
+        host.break_disk("parent0")
     alpha.disk("write -P 68 64k 64k")
     wait_for("the standby's copy is stale", lambda: beta.record.stale)
     wait_for("the keeper has thought of it", lambda: "no copy of the disk is whole" in alpha.log.read_text())
