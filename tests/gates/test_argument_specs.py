@@ -99,3 +99,11 @@ def test_every_option_is_typed_and_described(role: pathlib.Path) -> None:
 @each_role
 def test_role_has_a_page(role: pathlib.Path) -> None:
     assert (role / "README.md").is_file()
+
+
+def test_what_pip_installs_on_a_host_is_what_the_tools_were_tested_with() -> None:
+    """Version and hashes of qemu.qmp, as requirements-dev.txt has them."""
+    (wanted,) = yaml.safe_load((TOP / "roles/host/defaults/main.yml").read_text())["colo_host_venv_packages"]
+    pinned = (TOP / "requirements-dev.txt").read_text().replace("\\\n", " ")
+    (line,) = [line for line in pinned.splitlines() if line.startswith("qemu-qmp==")]
+    assert wanted.replace("qemu.qmp", "qemu-qmp").split() == line.split()
