@@ -132,6 +132,40 @@ def test_a_standby_that_has_left_lock_step_listens_nowhere_else(pair: Pair) -> N
     assert listeners(pair) <= promised(pair.beta)
 
 
+LINK_6 = {"alpha": "fd00::1", "beta": "fd00::2"}
+
+
+@pytest.fixture
+def ipv6() -> t.Iterator[None]:
+    """The addresses of a link with IPv6."""
+    for verb in ("add", "delete"):
+        for address in LINK_6.values():
+            subprocess.run(["ip", "address", verb, f"{address}/128", "dev", "lo"], check=True, stdin=subprocess.DEVNULL)
+        if verb == "add":
+            yield
+
+
+@pytest.mark.usefixtures("ipv6")
+@pytest.mark.parametrize("pair", [{"link": LINK_6}], indirect=True)
+def test_a_link_with_ipv6(pair: Pair, tmp_path: pathlib.Path) -> None:
+    """The same listeners, the same refusals, a protection and a failover."""
+    alpha, beta = pair.alpha, pair.beta
+    pair.wait()
+    wait_for("its keeper listens", lambda: beta.keeper["heartbeat"]["listening"])
+    assert listeners(pair) == promised(beta)
+    assert {address for _side, _protocol, address, _port in listeners(pair)} == {LINK_6["beta"]}
+    assert "TLS negotiation required" in image(beta, tmp_path, None)
+    for name, port in ports(beta).items():
+        assert name == "nbd" or not knock(beta, port, None), name
+    pair.site()
+    alpha.write(0x42)
+    pair.checkpoint(beta)
+    alpha.units.power_off()
+    wait_for("the loss is seen", lambda: beta.standing == "orphaned")
+    assert pair.failover() is beta
+    assert beta.holds(0x42)
+
+
 def tls(key: str) -> ssl.SSLContext:
     """A client that has a key."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
