@@ -31,6 +31,8 @@ UNITS = ("colo-guest@{}.service", "colo-keeper@{}.service")
 PROPERTIES = ("ActiveState", "InvocationID", "MainPID", "NRestarts", "UnitFileState", "User")
 COMPARE = ("compare_timeout", "expired_scan_cycle", "max_queue_size", "vnet_hdr_support")
 TCP_STATES = {"01": "established", "02": "syn-sent", "08": "close-wait", "0A": "listen"}
+# ssh, and the way to the package mirror
+LAB_LISTENS = (("sshd", "22"), ("systemd", "3142"))
 # What is written all the time is known by its inode only: images, locks, sockets.
 MOVING = (".qcow2", ".lock", "/lock", ".sock")
 
@@ -72,14 +74,14 @@ def unit(name: str) -> dict[str, str]:
 
 
 def listeners() -> list[Json]:
-    """TCP sockets that listen, of QEMU and of Python programs (the keeper is one)."""
+    """TCP and UDP sockets that listen, whoever has them, but for those that a host of the lab always has."""
     found = []
-    for line in said("ss", "-Hltnp").splitlines():
+    for line in said("ss", "-Htulnp").splitlines():
         words = line.split()
-        process = words[5] if len(words) > 5 else ""
-        if "qemu" in process or "python" in process:
-            address, port = words[3].rsplit(":", 1)
-            found.append({"address": address, "port": int(port), "process": process})
+        address, port = words[4].rsplit(":", 1)
+        process = words[6] if len(words) > 6 else ""
+        if not any(f'"{name}"' in process and port == own for name, own in LAB_LISTENS):
+            found.append({"protocol": words[0], "address": address, "port": int(port), "process": process})
     return found
 
 
