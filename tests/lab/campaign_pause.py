@@ -7,10 +7,13 @@ Same hosts, same guest, same binaries, in turn in one run. The guest has 1 GiB, 
 procedure (docs/COLO-FT.txt, "Primary resume replication") is typed on the operator's monitor: mirror the disk, `stop`,
 cancel the mirror, put the replication in its place, add the filters, `migrate` (all of the memory, while the guest
 stands), until it runs again. Its standby is the same as ours: made by colo_migrate.
+
+Ours is as it is by default, encrypted; the documented procedure has no TLS.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import statistics
@@ -21,13 +24,14 @@ import typing as t
 from campaign_report import Report
 from client import GAP_MS
 from labplay import TOP, Client, Json, Stage, StageError, protection
-from witness import Monitor
+from witness import Monitor, kinds
 
 MEMORY_MIB = 1024
 WRITTEN_MIB = 500  # the test guest writes at most half of its memory
 SHARE = 0.2
 LINK_PORT = 9000  # the first guest's ports: migration, disk, -, -, mirror, compare
 INTERVAL_MS = "5"
+IN_THE_CLEAR = ("-e", json.dumps({"colo_link_security": "none"}))
 
 
 def inventory(stage: Stage) -> Json:
@@ -36,10 +40,10 @@ def inventory(stage: Stage) -> Json:
 
 
 def definition(stage: Stage) -> list[str]:
-    """Extra variables that make the lab's guest a big one, over a link in the clear: the documented procedure has no TLS."""
+    """Extra variables that make the lab's guest a big one."""
     guest = inventory(stage)["vars"]["colo_guests"][stage.guest]
     big = {stage.guest: {**guest, "memory_mib": MEMORY_MIB}}
-    return ["-e", json.dumps({"colo_guests": big, "colo_link_security": "none"})]
+    return ["-e", json.dumps({"colo_guests": big})]
 
 
 def monitor(stage: Stage, host: str) -> Monitor:
@@ -130,11 +134,16 @@ def ours(stage: Stage, extra: list[str], serving: str, client: Client) -> Json:
     entered = protection(play, stage.guest)
     if not entered or entered["host"] != serving:
         raise StageError(f"site.yml did not protect the guest; its output is in {play.log}")
+    qemu = monitor(stage, serving)
+    with contextlib.closing(qemu.socket):
+        if kinds(qemu, "/objects").get("tls-client") != "tls-creds-psk":
+            raise StageError("the link is not encrypted")
     return {"guest_pause_ms": entered["guest_pause_ms"], "client_gap_ms": longest_gap(client, begun)}
 
 
-def documented(stage: Stage, serving: str, client: Client) -> Json:
-    """The documented procedure protects the guest that runs alone."""
+def documented(stage: Stage, extra: list[str], serving: str, client: Client) -> Json:
+    """The documented procedure protects the guest that runs alone, in the clear."""
+    stage.play("site", "--tags", "colo_guest", *extra, *IN_THE_CLEAR)
     standby = stage.other(serving)
     generation = stage.verdict()["generation"]
     arguments = {"name": [stage.guest], "role": "secondary", "state": "ready", "generation": {stage.guest: generation}}
@@ -179,7 +188,7 @@ def campaign(stage: Stage, report: Report, trials: int) -> None:
             stage.ask("dirty", str(WRITTEN_MIB))
             mine.append(ours(stage, extra, serving, client))
             go_alone(stage, serving)
-            theirs.append(documented(stage, serving, client))
+            theirs.append(documented(stage, extra, serving, client))
             one, other = mine[-1], theirs[-1]
             report.rows.append((
                 number, one["guest_pause_ms"], one["client_gap_ms"], other["guest_pause_ms"], other["client_gap_ms"]
