@@ -1,7 +1,7 @@
 # Copyright (c) 2026, lockstep.colo maintainers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Listens on an interface as somebody on the same wire would, and counts words that cross it in the clear.
+"""Listens on an interface as somebody on the same wire would, and counts words that cross it in the clear, port by port.
 
 Runs on a lab host with nothing but its Python, until it gets SIGTERM; then it writes what it heard as JSON.
 
@@ -47,7 +47,7 @@ def listen(interface: str, report: pathlib.Path, words: dict[str, bytes]) -> Non
         signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
         report.with_suffix(".pid").write_text(str(os.getpid()), encoding="ascii")
         wire.settimeout(0.2)
-        found = dict.fromkeys(words, 0)
+        found: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in words}
         volume: collections.Counter[int] = collections.Counter()
         tails: dict[Flow, bytes] = {}
         while not ended:
@@ -61,7 +61,7 @@ def listen(interface: str, report: pathlib.Path, words: dict[str, bytes]) -> Non
             volume[port] += len(content)
             text = tails.get(flow, b"") + content
             for name, word in words.items():
-                found[name] += text.count(word)
+                found[name][str(port)] += text.count(word) - tails.get(flow, b"").count(word)
             tails[flow] = content[-TAIL:]
         _packets, dropped = struct.unpack("II", wire.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
     heard = {"found": found, "bytes": {str(port): number for port, number in volume.items()}, "dropped": dropped}
