@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import typing as t
 
@@ -278,6 +280,40 @@ def renew(pair: Pair, key: str) -> None:
             path.write_text(key + "\n")
         if host.units.keeper is not None:
             host.units.restart_keeper()
+
+
+def server_hellos(wire: socket.socket) -> dict[int, set[int]]:
+    """Port to the extensions of the answer that begins each TLS session on it, of what a socket has heard so far."""
+    found: dict[int, set[int]] = {}
+    wire.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frame = wire.recv(1 << 17)
+            if frame[12:14] != b"\x08\x00" or frame[23] != socket.IPPROTO_TCP:
+                continue
+            segment = frame[14 + 4 * (frame[14] & 15) :]
+            hello = segment[4 * (segment[12] >> 4) :]
+            if hello[:1] != b"\x16" or hello[5:6] != b"\x02":
+                continue  # no handshake, or not its second message
+            at = 44 + hello[43] + 3  # after the random bytes, the session's name, cipher and compression
+            (left,) = struct.unpack("!H", hello[at : at + 2])
+            extensions, at = set(), at + 2
+            while left > 0:
+                kind, length = struct.unpack("!HH", hello[at : at + 4])
+                extensions.add(kind)
+                at, left = at + 4 + length, left - 4 - length
+            found.setdefault(int.from_bytes(segment[:2]), set()).update(extensions)
+    return found
+
+
+def test_a_key_that_gets_known_later_does_not_open_what_was_recorded(pair: Pair) -> None:
+    """Each session has a key exchange of its own beside the key: TLS 1.3 (supported_versions), with key_share and pre_shared_key."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as wire:
+        wire.setsockopt(socket.SOL_SOCKET, 33, 256 << 20)  # SO_RCVBUFFORCE: the memory crosses as well
+        wire.bind(("lo", 0))
+        pair.site()
+        heard = server_hellos(wire)
+    assert heard == {port: {0x2B, 0x33, 0x29} for port in ports(pair.beta).values()}
 
 
 def test_a_new_key_does_not_end_a_protection(pair: Pair, tmp_path: pathlib.Path) -> None:

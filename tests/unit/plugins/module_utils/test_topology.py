@@ -50,6 +50,13 @@ def test_all_listeners_are_the_standbys_on_its_link_address() -> None:
         assert not any("0.0.0.0" in word or "tcp:" in word or ",host=" in word for word in argv)
 
 
+def test_qemu_may_start_nothing_and_become_nobody() -> None:
+    """What the sandbox denies, on both sides."""
+    for role in _topology.ROLES:
+        (sandbox,) = _after(_topology.qemu_argv(ALPHA, role), "-sandbox")
+        assert sandbox == "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
 def _over_the_link(guest: _guest.Guest) -> list[t.Any]:
     """What every connection to the peer is told, of both sides."""
     commands = [
