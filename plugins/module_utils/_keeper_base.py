@@ -19,10 +19,14 @@ T = t.TypeVar("T")
 _LEVELS = {"error": 3, "warning": 4, "notice": 5, "info": 6}
 
 
+def line(what: str, **fields: t.Any) -> str:
+    """One line for people: words, key=value with JSON values."""
+    return " ".join([what, *(f"{key}={json.dumps(value, default=str)}" for key, value in fields.items())])
+
+
 def log(level: str, what: str, **fields: t.Any) -> None:
-    """Write one line to the journal: priority, words, key=value with JSON values."""
-    words = " ".join([what, *(f"{key}={json.dumps(value, default=str)}" for key, value in fields.items())])
-    sys.stderr.write(f"<{_LEVELS[level]}>{words}\n")
+    """Write one line to the journal, with its priority."""
+    sys.stderr.write(f"<{_LEVELS[level]}>{line(what, **fields)}\n")
     sys.stderr.flush()
 
 

@@ -255,6 +255,7 @@ def refused(side: Side, sentence: str) -> None:
     _out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 78
     assert sentence in err.decode()
+    assert not err.startswith(b"<"), "the guest's unit takes no priority from a line"
     assert not pathlib.Path(side.guest.permit_file).exists(), "a permit is good for one try"
 
 

@@ -49,7 +49,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._files import replace_file
 from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest, load, shape
-from ansible_collections.lockstep.colo.plugins.module_utils._keeper_base import Json, age_ms, log, now_iso
+from ansible_collections.lockstep.colo.plugins.module_utils._keeper_base import Json, age_ms, line, log, now_iso
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_client import KeeperClient
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_heartbeat import Heartbeat
 from ansible_collections.lockstep.colo.plugins.module_utils._keeper_monitor import Monitor
@@ -352,6 +352,14 @@ def launch(guest: Guest) -> t.NoReturn:
     os.execv(argv[0], argv)  # noqa: S606 - to become QEMU is the purpose
 
 
+def tell_end(command: str, what: str, **fields: t.Any) -> None:
+    """Write why it ends. Of the guest's unit no line begins with a priority: what its console writes could begin so, too."""
+    if command == "run":
+        log("error", what, **fields)
+    else:
+        sys.stderr.write(line(what, **fields) + "\n")
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] not in ("run", "check", "launch", "state"):
         sys.stderr.write("usage: colo_keeper.py run|check|launch|state CONFIG.json\n")
@@ -368,11 +376,11 @@ def main(arguments: list[str]) -> int:
             return 0
         return run(guest)
     except ColoError as exc:
-        log("error", exc.message, error_code=exc.error_code)
+        tell_end(arguments[0], exc.message, error_code=exc.error_code)
         return EXIT_REFUSED
     except OSError as exc:
         # Not one of the refusals above: the next try may succeed.
-        log("error", f"{arguments[0]} failed", reason=str(exc))
+        tell_end(arguments[0], f"{arguments[0]} failed", reason=str(exc))
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 0

@@ -724,6 +724,7 @@ int main(void)
     draw_tcp_secrets();
     if (!start_thread(listener, (void *)&line) || !start_thread(listener, (void *)&http) || !start_thread(power_button, NULL))
         say("guest: no thread can be started\n");
+    say("<0>guest: this is no emergency of the host\n"); /* what a journal would make one of, if it believed the console */
     say("guest: ready after %.2f s, boot %s\n", now(), boot_id);
     for (;;)
         if (waitpid(-1, NULL, 0) < 0)
