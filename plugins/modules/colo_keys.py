@@ -78,6 +78,13 @@ fingerprints:
   returned: success
   type: dict
   sample: {web1: 5d41402abc4b2a76}
+behind:
+  description:
+    - Guests whose keeper runs with another key than the one that is there now. It has to be restarted.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 read:
   description: The keys of the guests of O(read) themselves.
   returned: when O(read) is given
@@ -102,6 +109,8 @@ from ansible_collections.lockstep.colo.plugins.module_utils import _files, _gues
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
 from ansible_collections.lockstep.colo.plugins.module_utils._module import run_module
 
+CREDENTIALS = "/run/credentials"  # where systemd keeps what a unit was started with
+
 
 def _path(config_dir: str, name: str) -> str:
     return f"{config_dir}/{_guest.guest_name('name', name)}.key"
@@ -113,6 +122,12 @@ def _read(path: str) -> bytes | None:
             return _key.read_key(file.read(256))
     except (OSError, ColoError):
         return None
+
+
+def _behind(name: str, key: bytes | None) -> bool:
+    """Whether a keeper runs, with another key: whoever wrote this one was killed before it restarted the keeper."""
+    copy = f"{CREDENTIALS}/colo-keeper@{name}.service/key"
+    return os.path.exists(copy) and _read(copy) != key
 
 
 def _write(path: str, key: bytes) -> None:
@@ -145,6 +160,7 @@ def ensure(module: AnsibleModule) -> dict[str, t.Any]:
     result: dict[str, t.Any] = {
         "changed": bool(changed),
         "fingerprints": {name: None if key is None else _key.fingerprint(key) for name, key in there.items()},
+        "behind": sorted(name for name, key in there.items() if _behind(name, key)),
     }
     if params["read"]:
         result["read"] = {}

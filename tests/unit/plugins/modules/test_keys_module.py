@@ -39,6 +39,7 @@ class Host:
 @pytest.fixture
 def host(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(basic.AnsibleModule, "log", lambda *_args, **_more: None)
+    monkeypatch.setattr(colo_keys, "CREDENTIALS", str(tmp_path / "credentials"))
     return Host(tmp_path, capsys)
 
 
@@ -64,6 +65,19 @@ def test_keys_are_written_once(host: Host) -> None:
     assert host(keys={"web1": TWO}, _ansible_check_mode=True)["changed"]
     assert host.holds("web1") == f"{ONE}\n"
     assert host(read=["web1"])["read"] == {"web1": ONE}
+
+
+def test_a_keeper_that_runs_with_an_earlier_key_is_told(host: Host) -> None:
+    """Whoever wrote the new one may have been killed before it restarted the keeper."""
+    assert host(keys={"web1": ONE, "web2": ONE})["behind"] == []
+    unit = host.directory / "credentials" / "colo-keeper@web1.service"
+    unit.mkdir(parents=True)
+    (unit / "key").write_text(f"{ONE}\n", encoding="ascii")
+    assert host(name=["web1", "web2"])["behind"] == []
+    assert host(keys={"web1": TWO, "web2": TWO})["behind"] == ["web1"]
+    assert host(name=["web1", "web2"])["behind"] == ["web1"]
+    (unit / "key").write_text("none", encoding="ascii")  # it was started when there was no key
+    assert host(name=["web1"])["behind"] == ["web1"]
 
 
 @pytest.mark.parametrize(
