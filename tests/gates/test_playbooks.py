@@ -29,6 +29,15 @@ colo_hosts:
   hosts:
     alpha: {colo_link_address: 192.0.2.1}
     beta: {colo_link_address: 192.0.2.2}
+  vars:
+    colo_guests:
+      web1:
+        hosts: [alpha, beta]
+        memory_mib: 256
+        disks: [{name: data, size: 64M}]
+        nics: [{name: lan, bridge: br0, mac: "52:54:00:c0:10:01"}]
+others:
+  hosts: {gamma: {}}
 """
 
 # What is refused while a guest runs well, and has a check mode only when none does (molecule/teardown, molecule/split).
@@ -53,6 +62,53 @@ def test_syntax(playbook: pathlib.Path, tmp_path: pathlib.Path) -> None:
     inventory.write_text(INVENTORY)
     for name in (str(playbook), f"lockstep.colo.{playbook.stem}"):
         run("ansible-playbook", "--syntax-check", "--inventory", inventory, name, timeout_s=60, warnings=False)
+
+
+# An inventory that no playbook can be about: what is wrong with INVENTORY, more arguments, what is named.
+NOTHING_TO_DO: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
+    "group misspelt": ({"colo_hosts": "colo_host"}, [], ["bad_input", "colo_hosts", "-i"]),
+    "group misspelt, some hosts": ({"colo_hosts": "colo_host"}, ["--limit", "alpha"], ["bad_input", "colo_hosts"]),
+    "no guests": (
+        {"colo_guests": "colo_guest_list"},
+        ["--tags", "colo_protect"],
+        ["bad_input", "colo_guests", "empty"],
+    ),
+    "other hosts": ({}, ["--limit", "gamma"], ["bad_input", "--limit", "gamma", "alpha or beta"]),
+    "guest misspelt": ({}, ["-e", "colo_guest=web2"], ["bad_input", "colo_guest", "web2", "web1"]),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("playbook", "case"),
+    # the first one of every playbook; what follows is in one place, which all of them begin with
+    [(playbook.stem, next(iter(NOTHING_TO_DO))) for playbook in PLAYBOOKS]
+    + [("failover", case) for case in list(NOTHING_TO_DO)[1:]],
+)
+def test_nothing_to_do_is_no_success(playbook: str, case: str, tmp_path: pathlib.Path) -> None:
+    """Ansible skips a play without hosts, and calls that a success. Refused before any host is asked; these are nowhere."""
+    changes, arguments, named = NOTHING_TO_DO[case]
+    text = INVENTORY
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text(text)
+    path = str(TOP / "playbooks" / f"{playbook}.yml")
+    argv = ["ansible-playbook", "-i", str(inventory), path, *arguments, *ARGUMENTS.get(playbook, [])]
+    done = subprocess.run(
+        argv,
+        cwd=TOP,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode != 0, output
+    assert [word for word in named if word not in output] == [], output
+    assert "unreachable=1" not in output, output
 
 
 def _play(lab: Lab, playbook: str, *arguments: str) -> str:
