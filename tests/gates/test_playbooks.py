@@ -111,6 +111,27 @@ def test_nothing_to_do_is_no_success(playbook: str, case: str, tmp_path: pathlib
     assert "unreachable=1" not in output, output
 
 
+# The tags that docs/runbooks/site.md names.
+TAGS = [
+    "colo_preflight", "colo_provision", "colo_protect", "colo_packages", "colo_host", "colo_network", "colo_images", "colo_guest",
+]  # fmt: skip
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("tag", TAGS)
+def test_no_tag_gets_around_the_preflight(tag: str, tmp_path: pathlib.Path) -> None:
+    assert f"{tag}`" in (TOP / "docs/runbooks/site.md").read_text()
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text(INVENTORY)
+    listed = run("ansible-playbook", "-i", inventory, "--list-tasks", "--tags", tag, "playbooks/site.yml", timeout_s=60)
+    for task in (
+        "There are hosts and guests",
+        "Compare the host with its guests",
+        "Refuse a host that cannot take its guests",
+    ):
+        assert task in listed
+
+
 def _play(lab: Lab, playbook: str, *arguments: str) -> str:
     path = TOP / "playbooks" / f"{playbook}.yml"
     return run("ansible-playbook", "-i", lab.inventory, path, *arguments, timeout_s=300, warnings=False)
