@@ -19,6 +19,7 @@ from ansible_collections.lockstep.colo.plugins.module_utils import (
     _guest,
     _keys,
     _pair,
+    _preflight,
     _resolve,
     _states,
     _teardown,
@@ -105,6 +106,14 @@ def _mixed(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list
         problems = (_features.mixed(name, versions), _features.processor_differs(name, kinds))
         lines += [problem.as_dict()["line"] for problem in problems if problem is not None]
     return lines
+
+
+def _same_machine(guests: t.Mapping[str, Json], hostvars: t.Any, register: str) -> list[str]:
+    """One refusal for each guest whose two hosts are one machine. A host that was not asked says nothing."""
+    answers = _answers(guests, hostvars, register)
+    machines = {host: (answer or {}).get("host", {}).get("machine_id", "") for host, answer in answers.items()}
+    found = [_preflight.same_machine({"name": name, **guest}, machines) for name, guest in guests.items()]
+    return [problem.as_dict()["line"] for problem in found if problem is not None]
 
 
 def _qemu_version(answer: t.Any) -> _features.Version | None:
@@ -507,6 +516,7 @@ class FilterModule:
             "resolutions": _wrapped(_resolutions),
             "resync_report": _wrapped(_resync_report),
             "mixed": _wrapped(_mixed),
+            "same_machine": _wrapped(_same_machine),
             "verdicts": _wrapped(_verdicts),
             "wished": _wrapped(_wished),
             "failovers": _wrapped(_failovers),

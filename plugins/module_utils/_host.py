@@ -49,6 +49,7 @@ class Tools:
     find: t.Callable[[str], str | None]
     proc: str = "/proc"
     kvm: str = "/dev/kvm"
+    machine_id: str = "/etc/machine-id"
 
     def json(self, *args: str) -> t.Any:
         """Output of a command that prints JSON; ``None`` when it is not there or fails."""
@@ -286,6 +287,11 @@ def processor(tools: Tools) -> str:
     # Not its flags: some of them are the kernel's, and differ between two releases of it.
     words = [f"{key} {told[key]}" for key in ("vendor_id", "cpu family", "model") if key in told]
     return ", ".join(words)
+
+
+def machine_id(tools: Tools) -> str:
+    """What tells this machine from every other one. Empty where it has none yet; then it is not known."""
+    return _read(tools.machine_id).strip()
 
 
 def account(name: str) -> dict[str, t.Any] | None:

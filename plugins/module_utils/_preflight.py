@@ -288,6 +288,21 @@ def no_group(name: str) -> Problem:
     )
 
 
+def same_machine(definition: t.Mapping[str, t.Any], machines: t.Mapping[str, str]) -> Problem | None:
+    """The refusal of a pair (``machines``: each host's machine id, where it is known) that is one machine by two names."""
+    one, two = definition["hosts"]
+    if not machines.get(one) or machines.get(one) != machines.get(two):
+        return None
+    return Problem(
+        "same_machine",
+        f"colo_guests.{definition['name']}.hosts",
+        [one, two],
+        f"{one} and {two} are one machine (/etc/machine-id of both is {machines[one]}), which cannot protect a guest from its own "
+        "death: correct ansible_host of one of them. A clone of a machine needs an id of its own: remove the file, then "
+        "run systemd-machine-id-setup",
+    )
+
+
 def _nic_problems(state: HostState, definition: t.Mapping[str, t.Any], bridges: t.Mapping[str, t.Any]) -> list[Problem]:
     found: list[Problem] = []
     for number, nic in enumerate(definition["nics"]):

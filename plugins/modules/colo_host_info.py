@@ -150,6 +150,11 @@ host:
           returned: success
           type: bool
           sample: true
+    machine_id:
+      description: What tells the machine from every other one (C(/etc/machine-id)). Empty where it has none.
+      returned: success
+      type: str
+      sample: 4f0c3a1b2d5e46788d9a0b1c2d3e4f50
     processor:
       description: The kind of the host's processor; the same words on two hosts of one kind.
       returned: success
@@ -257,6 +262,7 @@ def examine(module: AnsibleModule) -> dict[str, t.Any]:
     found = _host.probe(tools, params["qemu_binary"])
     host: dict[str, t.Any] = {
         "qemu": None if found is None else found.as_dict(),
+        "machine_id": _host.machine_id(tools),
         "processor": _host.processor(tools),
         "user": _host.account(params["user"]),
         "kvm_group": _host.has_group("kvm"),

@@ -257,6 +257,7 @@ OTHERS: dict[str, tuple[str, dict[str, t.Any], list[str]]] = {
         ["bridge_port_missing", "colo_bridges.br0.ports", "lan7", "correct the name"],
     ),
 }
+SAME_MACHINE = ["same_machine", "web1.hosts", "alpha and twin", "/etc/machine-id", "ansible_host"]
 TREES = ("/etc", "/usr/local", "/var/lib/dpkg", "/var/lib/lockstep-colo", "/run/lockstep-colo")
 
 
@@ -330,6 +331,14 @@ def test_odd_names_and_hosts_are_refused(case: str, protected: Lab, tmp_path: pa
     name, of_alpha, named = OTHERS[case]
     variables = {"colo_hosts": {"vars": {"colo_guests": {name: _guest(protected)}}, "hosts": {"alpha": of_alpha}}}
     _refused(protected, tmp_path / "more.json", variables, named)
+
+
+def test_one_machine_by_two_names_is_refused(protected: Lab, tmp_path: pathlib.Path) -> None:
+    """Names and link addresses differ; it is one host for two all the same."""
+    guest = {**_guest(protected), "hosts": ["alpha", "twin"]}
+    twin = {"ansible_host": "alpha", "colo_link_address": "192.0.2.3"}
+    variables = {"colo_hosts": {"vars": {"colo_guests": {"web1": guest}}, "hosts": {"twin": twin}}}
+    _refused(protected, tmp_path / "more.json", variables, SAME_MACHINE)
 
 
 # Arguments of teardown.yml, variables of beta, what is named.

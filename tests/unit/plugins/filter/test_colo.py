@@ -511,6 +511,21 @@ def test_releases_that_must_not_meet(one: str, two: str | None, mixed: bool) -> 
     assert FILTERS["mixed"](GUESTS, {}, "asked") == []
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "refused"),
+    [("a1", "b2", False), ("a1", "a1", True), ("", "", False), ("a1", None, False), (None, None, False)],
+)
+def test_one_machine_by_two_names(one: str | None, two: str | None, refused: bool) -> None:
+    asked = {
+        host: {"asked": {"unreachable": True} if machine is None else {"host": {"machine_id": machine}}}
+        for host, machine in (("alpha", one), ("beta", two))
+    }
+    lines = FILTERS["same_machine"](GUESTS, asked, "asked")
+    assert bool(lines) == refused
+    assert all("same_machine: colo_guests.web1.hosts" in line and "alpha and beta" in line for line in lines)
+    assert FILTERS["same_machine"](GUESTS, {}, "asked") == []
+
+
 # --- fencing, and two histories ---------------------------------------------------------------------------------
 
 AGENT: Json = {"method": "agent", "agent": "fence_x", "parameters": {"password": "b7-hush"}}
