@@ -385,17 +385,21 @@ def _boot_files(definitions: t.Sequence[Definition]) -> dict[str, _preflight.Fil
             path = (definition["boot"] or {}).get(key)
             if path is None:
                 continue
-            if not pathlib.Path(path).is_file():
-                text = f"{path} is not a file on this host: put it there, or correct the path"
-                found[path] = _preflight.FileState(exists=False, problem=("boot_file_missing", text))
-            elif not _readable_by(path, definition["user"]):
-                text = (
-                    f"user {definition['user']} may not read {path}: correct its mode, or that of a directory above it"
-                )
-                found[path] = _preflight.FileState(exists=True, problem=("boot_file_unreadable", text))
-            else:
-                found[path] = _preflight.FileState(exists=True)
+            found[path] = _boot_file(path, definition["user"])
     return found
+
+
+def _boot_file(path: str, user: str) -> _preflight.FileState:
+    try:
+        if not pathlib.Path(path).is_file():
+            text = f"{path} is not a file on this host: put it there, or correct the path"
+            return _preflight.FileState(exists=False, problem=("boot_file_missing", text))
+        if _readable_by(path, user):
+            return _preflight.FileState(exists=True)
+        text = f"user {user} may not read {path}: correct its mode, or that of a directory above it"
+    except OSError as exc:
+        text = f"{path} cannot be looked at ({exc.strerror}): correct the mode of a directory above it, or see to its file system"
+    return _preflight.FileState(exists=True, problem=("boot_file_unreadable", text))
 
 
 def _readable_by(path: str, user: str) -> bool:

@@ -140,18 +140,22 @@ def _part(path: str) -> str:
 def read_header(path: str, image_format: str, follow: bool = True) -> Header:
     """Read the header of the file at ``path``, or say why it cannot be used. A source may be a link, an image of ours not."""
     file_path = pathlib.Path(path)
-    if not file_path.is_file() or (file_path.is_symlink() and not follow):
-        kind = "is not a plain file" if file_path.exists() else "does not exist on this host"
-        raise ColoError("image_missing", f"{path} {kind}: put the image there, or correct the path", path=path)
     try:
+        # raises where a directory above may not be passed, as root by NFS
+        if not file_path.is_file() or (file_path.is_symlink() and not follow):
+            kind = "is not a plain file" if file_path.exists() else "does not exist on this host"
+            raise ColoError("image_missing", f"{path} {kind}: put the image there, or correct the path", path=path)
         with open(path, "rb", opener=os.open if follow else _nofollow.open_regular) as file:
             head = file.read(_QCOW2_HEADER)
             size = os.fstat(file.fileno()).st_size
     except OSError as exc:
-        raise ColoError(
-            "image_unreadable", f"{path} cannot be read ({exc.strerror}): check the file and its device", path=path
-        ) from exc
+        raise _unreadable(path, exc) from exc
     return check_header(path, image_format, parse_header(image_format, head, size))
+
+
+def _unreadable(path: str, exc: OSError) -> ColoError:
+    text = f"{path} cannot be read ({exc.strerror}): check the file and its device"
+    return ColoError("image_unreadable", text, path=path)
 
 
 def check_existing(path: str, size_bytes: int) -> Header:
@@ -189,9 +193,12 @@ def check_source(wish: Wish) -> Header | None:
 def check_checksum(path: str, checksum: str) -> None:
     """Compare the file's SHA-256 with ``sha256:<hex>``."""
     digest = hashlib.sha256()
-    with pathlib.Path(path).open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    try:
+        with pathlib.Path(path).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
     if f"sha256:{digest.hexdigest()}" != checksum:
         raise ColoError(
             "image_checksum_differs",

@@ -226,9 +226,13 @@ REFUSALS: dict[str, tuple[Change, list[str]]] = {
         lambda guest: guest["nics"][0].update(bridge="repl0"),
         ["bridge_missing", "nics[0].bridge", "repl0", "no bridge"],
     ),
-    "source that cannot be read": (
+    "source that is a directory": (
         lambda guest: guest["disks"].append({"name": "new", "size": "64M", "source": "/srv/lab"}),
-        ["image_", "disks[1].source", "/srv/lab"],
+        ["image_missing", "disks[1].source", "/srv/lab", "not a plain file"],
+    ),
+    "source that cannot be read": (  # a file whose first bytes are an error of the device, also for root
+        lambda guest: guest["disks"].append({"name": "new", "size": "64M", "source": "/proc/self/mem"}),
+        ["image_unreadable", "disks[1].source", "/proc/self/mem", "check the file"],
     ),
     "memory of a running guest": (
         lambda guest: guest.update(memory_mib=300),

@@ -330,6 +330,19 @@ def test_boot_files(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     assert boot_of_root.boot_files["/etc/passwd"].problem is None
 
 
+def test_a_boot_file_that_may_not_even_be_looked_at(
+    tmp_path: pathlib.Path, proc: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_file(_path: pathlib.Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "is_file", is_file)
+    boot = {"kernel": "/srv/vmlinuz", "initrd": None, "append": ""}
+    problem = look(proc, definition(tmp_path, boot=boot, disks=[])).boot_files["/srv/vmlinuz"].problem
+    assert problem[0] == "boot_file_unreadable"
+    assert "Permission denied" in problem[1]
+
+
 def test_kvm_is_looked_at_only_for_guests_that_want_it(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     assert look(proc, definition(tmp_path)).kvm_problem is None
     problem = look(proc, definition(tmp_path, accelerator="kvm")).kvm_problem

@@ -142,6 +142,20 @@ def test_a_source_that_cannot_be_read(path: str) -> None:
     assert code(_image.check_source, _image.Wish(path, SIZE, "/proc/self/mem")) == "image_unreadable"
 
 
+def test_a_source_that_may_not_even_be_looked_at(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for root below a directory of NFS that is not for all: Python before 3.14 raises then."""
+
+    def is_file(_path: pathlib.Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "is_file", is_file)
+    assert code(_image.check_source, _image.Wish(path, SIZE, "/srv/x.qcow2")) == "image_unreadable"
+
+
+def test_a_checksum_of_what_cannot_be_read() -> None:
+    assert code(_image.check_checksum, "/proc/self/mem", "sha256:" + 64 * "0") == "image_unreadable"
+
+
 def test_a_blank_image(path: str) -> None:
     run = Runner(create(path))
     assert _image.ensure_parent(run, _image.Wish(path, SIZE), False, own_nothing)
