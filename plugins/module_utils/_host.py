@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import grp
 import ipaddress
 import json
 import os
 import pathlib
 import pwd
+import re
 import stat
 import typing as t
 
@@ -43,10 +45,13 @@ class Run(t.Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """How to reach the host: run a command, find one (``None``: not there), and where proc is mounted."""
+    """How to reach the host: run a command, find one (``None``: not there), ask a location (why it does not give its file), and
+    where proc is mounted.
+    """
 
     run: Run
     find: t.Callable[[str], str | None]
+    ask: t.Callable[[str], str | None]
     proc: str = "/proc"
     kvm: str = "/dev/kvm"
     machine_id: str = "/etc/machine-id"
@@ -117,8 +122,8 @@ def _answers(out: str) -> dict[str, t.Any]:
 # --- what is there ------------------------------------------------------------------------------------------------
 
 
-def look(tools: Tools, definitions: t.Sequence[Definition]) -> _preflight.HostState:
-    """Look at everything :func:`_preflight.problems` needs for these definitions."""
+def look(tools: Tools, definitions: t.Sequence[Definition], sources: bool = True) -> _preflight.HostState:
+    """Look at everything :func:`_preflight.problems` needs for these definitions; at what images are made from on request."""
     processes = _processes(tools.proc, definitions)
     images = {
         _preflight.parent_path(definition, disk): _image_state(_preflight.parent_path(definition, disk), disk)
@@ -136,7 +141,7 @@ def look(tools: Tools, definitions: t.Sequence[Definition]) -> _preflight.HostSt
         if any(definition["accelerator"] == "kvm" for definition in definitions)
         else None,
         images=images,
-        sources=_sources(definitions, images),
+        sources=_sources(tools, definitions, images) if sources else {},
         boot_files=_boot_files(definitions),
         guests={
             definition["name"]: _preflight.GuestState(
@@ -360,22 +365,46 @@ def _image_state(path: str, disk: t.Mapping[str, t.Any]) -> _preflight.FileState
 
 
 def _sources(
-    definitions: t.Sequence[Definition], images: t.Mapping[str, _preflight.FileState]
-) -> dict[str, _preflight.FileState]:
-    """The source files of images that are still to be made; downloads are checked when they are there."""
-    found: dict[str, _preflight.FileState] = {}
+    tools: Tools, definitions: t.Sequence[Definition], images: t.Mapping[str, _preflight.FileState]
+) -> dict[_preflight.Source, _preflight.FileState]:
+    """The sources of images that are still to be made. What is fetched is looked into when it is there."""
+    # a checksum is made, and a location asked, once, however many disks have them
+    problem_of = functools.cache(_problem_of)
+    found: dict[_preflight.Source, _preflight.FileState] = {}
     for definition in definitions:
         for disk in definition["disks"]:
             path = _preflight.parent_path(definition, disk)
-            source = disk["source"]
-            if images[path].exists or source is None or not source.startswith("/") or source in found:
+            source = _preflight.source_of(disk)
+            if source is None or source in found or images[path].exists:
                 continue
-            try:
-                _image.check_source(_image.Wish(path, disk["size_bytes"], source, disk["source_format"]))
-                found[source] = _preflight.FileState(exists=True)
-            except ColoError as exc:
-                found[source] = _preflight.FileState(exists=False, problem=(exc.error_code, exc.message))
+            if source.is_remote:
+                problem = problem_of(_check_location, tools, source.source)
+            else:
+                wish = _image.Wish(path, source.size_bytes, source.source, source.format)
+                problem = problem_of(_image.check_source, wish)
+                if problem is None and source.checksum is not None:
+                    problem = problem_of(_image.check_checksum, source.source, source.checksum)
+            found[source] = _preflight.FileState(exists=problem is None, problem=problem)
     return found
+
+
+def _problem_of(check: t.Callable[..., object], *arguments: t.Any) -> tuple[str, str] | None:
+    """Code and message of what a check raises."""
+    try:
+        check(*arguments)
+    except ColoError as exc:
+        return exc.error_code, exc.message
+    return None
+
+
+def _check_location(tools: Tools, location: str) -> None:
+    why = tools.ask(location)
+    if why is not None:
+        shown = re.sub("//[^/@]*@", "//", location)  # without a password
+        raise ColoError(
+            "image_not_fetched",
+            f"{shown} does not give the image to this host ({why}): correct it, or see why the server does not answer",
+        )
 
 
 def _boot_files(definitions: t.Sequence[Definition]) -> dict[str, _preflight.FileState]:

@@ -75,7 +75,7 @@ class FileState:
 
 @dataclasses.dataclass(frozen=True)
 class HostState:
-    """One look at a host. Paths that were not looked at are not in ``images``, ``sources`` and ``boot_files``."""
+    """One look at a host. What was not looked at is not in ``images``, ``sources`` and ``boot_files``."""
 
     links: t.Mapping[str, Link]
     listeners: tuple[Listener, ...]
@@ -83,9 +83,30 @@ class HostState:
     disk_free_bytes: t.Mapping[str, int]
     kvm_problem: str | None
     images: t.Mapping[str, FileState]
-    sources: t.Mapping[str, FileState]
+    sources: t.Mapping[Source, FileState]
     boot_files: t.Mapping[str, FileState]
     guests: t.Mapping[str, GuestState]
+
+
+class Source(t.NamedTuple):
+    """What the image of a disk is made from, with all that it has to be for this disk."""
+
+    source: str
+    format: str
+    size_bytes: int
+    checksum: str | None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it has to be fetched first."""
+        return not self.source.startswith("/")
+
+
+def source_of(disk: t.Mapping[str, t.Any]) -> Source | None:
+    """What the image of ``disk`` is made from; ``None`` for a blank one."""
+    if disk["source"] is None:
+        return None
+    return Source(disk["source"], disk["source_format"], disk["size_bytes"], disk["checksum"])
 
 
 def problems(
@@ -401,9 +422,11 @@ def _disk_problems(state: HostState, definition: t.Mapping[str, t.Any]) -> list[
             found.append(Problem(parent.problem[0], f"{variable}.size", disk["size_bytes"], parent.problem[1]))
         if parent is not None and parent.exists:
             continue
-        source = state.sources.get(str(disk["source"]))
-        if source is not None and source.problem is not None:
-            found.append(Problem(source.problem[0], f"{variable}.source", disk["source"], source.problem[1]))
+        source = source_of(disk)
+        file = state.sources.get(source) if source is not None else None
+        if file is not None and file.problem is not None:
+            key = "checksum" if file.problem[0] == "image_checksum_differs" else "source"
+            found.append(Problem(file.problem[0], f"{variable}.{key}", disk[key], file.problem[1]))
     return found
 
 

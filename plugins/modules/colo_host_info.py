@@ -17,6 +17,7 @@ description:
   - Starts the installed QEMU without a machine, asks it what it can do, and lets it quit.
     Versions are compared only where QEMU cannot be asked.
   - Compares what the host has with what its guests need, before anything is changed.
+    Of an image that is still to be made, the source is looked at: the checksum of a file, whether a location answers.
   - Problems are returned, not raised, so that a caller can show all of them at once.
 extends_documentation_fragment:
   - lockstep.colo.attributes
@@ -70,6 +71,11 @@ options:
         Each may have a list C(ports) of interfaces that are about to be joined to it.
     type: dict
     default: {}
+  sources:
+    description:
+      - Whether the sources of images that are still to be made are looked at, too. The checksum of a large one takes its time.
+    type: bool
+    default: true
 seealso:
   - module: lockstep.colo.colo_info
 """
@@ -246,19 +252,35 @@ changes:
   sample: ["colo_guests.web1.memory_mib: 2048 -> 4096"]
 """
 
+import functools
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import fetch_url
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _features, _guest, _host, _preflight
 from ansible_collections.lockstep.colo.plugins.module_utils._module import run_module
+
+LOCATION_DEADLINE_S = 20
+OK = 200
+
+
+def ask(module: AnsibleModule, location: str) -> str | None:
+    """Why a location does not give its file; ``None`` when it does.
+
+    Asked as the download asks, and given up when the answer begins: there are servers that do not take HEAD.
+    """
+    answer, told = fetch_url(module, location, timeout=LOCATION_DEADLINE_S)
+    if answer is not None:
+        answer.close()
+    return None if told["status"] == OK else str(told["msg"])
 
 
 def examine(module: AnsibleModule) -> dict[str, t.Any]:
     """Ask the host, and compare."""
     params = module.params
     definitions: list[dict[str, t.Any]] = params["definitions"]
-    tools = _host.Tools(run=module.run_command, find=module.get_bin_path)
+    tools = _host.Tools(run=module.run_command, find=module.get_bin_path, ask=functools.partial(ask, module))
     found = _host.probe(tools, params["qemu_binary"])
     host: dict[str, t.Any] = {
         "qemu": None if found is None else found.as_dict(),
@@ -278,7 +300,7 @@ def examine(module: AnsibleModule) -> dict[str, t.Any]:
     if params["monitor_group"] and not _host.has_group(params["monitor_group"]):
         problems.append(_preflight.no_group(params["monitor_group"]))
     if definitions:
-        state = _host.look(tools, definitions)
+        state = _host.look(tools, definitions, sources=params["sources"])
         problems += _preflight.problems(state, definitions, params["bridges"])
         changes = _preflight.changes(state, definitions)
         if not params["allow_restart"]:
@@ -305,6 +327,7 @@ def main() -> None:
             "user": {"type": "str", "default": "colo"},
             "monitor_group": {"type": "str", "default": ""},
             "bridges": {"type": "dict", "default": {}},
+            "sources": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )

@@ -78,7 +78,7 @@ def run(args: list[str], *, data: str | None = None, **_more: t.Any) -> tuple[in
 @pytest.fixture(scope="module")
 def found() -> _features.Features:
     """What the installed QEMU says it can do."""
-    features = _host.probe(_host.Tools(run=run, find=shutil.which), BINARY)
+    features = _host.probe(_host.Tools(run=run, find=shutil.which, ask=lambda _location: None), BINARY)
     assert features is not None
     return features
 

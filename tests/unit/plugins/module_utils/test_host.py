@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -14,8 +15,9 @@ import typing as t
 
 import pytest
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _features, _host
+from ansible_collections.lockstep.colo.plugins.module_utils import _features, _host, _image
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._preflight import Source
 
 VERSION = {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": "Debian"}
 
@@ -40,6 +42,11 @@ class Script:
 
 def find(name: str) -> str:
     return f"/usr/bin/{name}"
+
+
+def ask(location: str) -> str | None:
+    """Stands in for the network: one server, that has one file."""
+    return None if location == "https://example.org/x" else "HTTP Error 404: Not Found"
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def test_probe(binary: str) -> None:
     ]
     out = "\r\n".join([*(json.dumps(reply) for reply in replies), "not json"])
     run = Script((asked(binary), (0, out, "")))
-    found = _host.probe(_host.Tools(run, find), binary)
+    found = _host.probe(_host.Tools(run, find, ask), binary)
     run.done()
     assert found is not None
     assert (found.version_text, found.return_path, found.cpus) == ("11.1.3", "requires", frozenset())
@@ -107,7 +114,7 @@ def test_an_answer_that_no_pipe_holds_arrives_whole(tmp_path: pathlib.Path) -> N
 
 
 def test_probe_without_qemu(tmp_path: pathlib.Path) -> None:
-    assert _host.probe(_host.Tools(Script(), find), str(tmp_path / "no")) is None
+    assert _host.probe(_host.Tools(Script(), find, ask), str(tmp_path / "no")) is None
 
 
 @pytest.mark.parametrize(
@@ -121,7 +128,7 @@ def test_probe_without_qemu(tmp_path: pathlib.Path) -> None:
 def test_probe_of_a_qemu_that_does_not_answer(binary: str, replies: list[dict[str, t.Any]]) -> None:
     run = Script((asked(binary), (137, "\n".join(json.dumps(reply) for reply in replies), "Killed\n")))
     with pytest.raises(ColoError) as caught:
-        _host.probe(_host.Tools(run, find), binary)
+        _host.probe(_host.Tools(run, find, ask), binary)
     assert caught.value.error_code == "qemu_probe_failed"
     assert "137" in caught.value.message
 
@@ -167,7 +174,7 @@ def definition(directory: pathlib.Path, **changed: t.Any) -> dict[str, t.Any]:
         "accelerator": "tcg",
         "user": "nobody-of-this-name",
         "port_base": 9000,
-        "disks": [{"name": "root", "size_bytes": 1024, "source": None, "source_format": "raw"}],
+        "disks": [{"name": "root", "size_bytes": 1024, "source": None, "source_format": "raw", "checksum": None}],
         "nics": [{"name": "lan", "bridge": "br0", "tap": "web1-lan", "model": "e1000"}],
         "boot": None,
         "paths": {
@@ -196,7 +203,7 @@ def look(
     proc: pathlib.Path, *definitions: dict[str, t.Any], networkctl: tuple[int, str, str] = (1, "", "not running")
 ) -> t.Any:
     run = Script((IP, (0, json.dumps(ADDRESSES), "")), (NETWORKCTL, networkctl))
-    state = _host.look(_host.Tools(run, find, str(proc), "/nonexistent/kvm"), definitions)
+    state = _host.look(_host.Tools(run, find, ask, str(proc), "/nonexistent/kvm"), definitions)
     run.done()
     return state
 
@@ -213,14 +220,14 @@ def test_links(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
 
 
 def test_a_host_without_ip(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
-    tools = _host.Tools(Script(), lambda _name: None, str(proc))
+    tools = _host.Tools(Script(), lambda _name: None, ask, str(proc))
     with pytest.raises(ColoError) as caught:
         _host.look(tools, [definition(tmp_path)])
     assert caught.value.error_code == "host_unreadable"
 
 
 def test_the_kind_of_a_processor(proc: pathlib.Path) -> None:
-    tools = _host.Tools(Script(), lambda _name: None, str(proc))
+    tools = _host.Tools(Script(), lambda _name: None, ask, str(proc))
     assert _host.processor(tools) == ""
     one = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: EPYC\nflags\t\t: fpu vme\n\n"
     (proc / "cpuinfo").write_text(one + one.replace("model\t\t: 1", "model\t\t: 9"))
@@ -294,16 +301,54 @@ def test_who_serves(tmp_path: pathlib.Path, proc: pathlib.Path, record: str | No
 def test_images_and_sources(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     (tmp_path / "good").write_bytes(bytes(512))
     (tmp_path / "big").write_bytes(bytes(2048))
-    sources = [str(tmp_path / name) for name in ("good", "big", "missing")] + ["https://example.org/x", None]
+    right, wrong = "sha256:" + hashlib.sha256(bytes(512)).hexdigest(), "sha256:" + 64 * "0"
+    good, big, missing = (str(tmp_path / name) for name in ("good", "big", "missing"))
+    sources = {
+        Source(good, "raw", 1024, None): None,
+        Source(good, "raw", 1024, right): None,
+        Source(good, "raw", 1024, wrong): "image_checksum_differs",
+        # one file for disks of several sizes, and read in several ways
+        Source(good, "raw", 256, None): "image_source_larger",
+        Source(good, "qcow2", 1024, None): "image_not_format",
+        Source(big, "raw", 4096, None): None,
+        Source(big, "raw", 1024, wrong): "image_source_larger",  # without the time that its checksum takes
+        Source(missing, "raw", 1024, right): "image_missing",
+        Source("https://example.org/x", "raw", 1024, right): None,
+        Source("https://who:hush@example.org/y", "raw", 1024, right): "image_not_fetched",
+    }
     disks = [
-        {"name": f"d{number}", "size_bytes": 1024, "source": source, "source_format": "raw"}
-        for number, source in enumerate(sources)
+        {
+            "name": f"d{number}",
+            "size_bytes": each.size_bytes,
+            "source": each.source,
+            "source_format": each.format,
+            "checksum": each.checksum,
+        }
+        for number, each in enumerate(sources)
     ]
+    disks.append({"name": "blank", "size_bytes": 1024, "source": None, "source_format": "raw", "checksum": None})
     state = look(proc, definition(tmp_path, disks=disks))
-    seen = {pathlib.Path(path).name: file.problem and file.problem[0] for path, file in state.sources.items()}
-    assert seen == {"good": None, "big": "image_source_larger", "missing": "image_missing"}
+    assert {source: file.problem and file.problem[0] for source, file in state.sources.items()} == sources
+    told = " ".join(file.problem[1] for file in state.sources.values() if file.problem)
+    assert "https://example.org/y does not give the image to this host (HTTP Error 404: Not Found)" in told
+    assert "hush" not in told
     assert not any(file.exists for file in state.images.values())
     assert state.disk_free_bytes[f"{tmp_path}/state/web1"] > 0
+
+
+def test_a_source_of_many_disks_is_read_once(
+    tmp_path: pathlib.Path, proc: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(_image, "check_checksum", lambda path, _checksum: read.append(path))
+    source = tmp_path / "good"
+    source.write_bytes(bytes(512))
+    disks = [
+        {"name": f"d{size}", "size_bytes": size, "source": str(source), "source_format": "raw", "checksum": "sha256:1"}
+        for size in (1024, 2048)
+    ]
+    assert len(look(proc, definition(tmp_path, disks=disks)).sources) == 2
+    assert read == [str(source)]
 
 
 def test_a_parent_that_is_no_image(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
@@ -361,5 +406,6 @@ def test_memory_that_is_not_told(tmp_path: pathlib.Path, proc: pathlib.Path) -> 
     (proc / "meminfo").write_text("MemTotal: 9 kB\n")
     with pytest.raises(ColoError):
         _host.look(
-            _host.Tools(Script((IP, (0, "[]", "")), (NETWORKCTL, (1, "", ""))), find, str(proc)), [definition(tmp_path)]
+            _host.Tools(Script((IP, (0, "[]", "")), (NETWORKCTL, (1, "", ""))), find, ask, str(proc)),
+            [definition(tmp_path)],
         )

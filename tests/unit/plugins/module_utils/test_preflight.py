@@ -18,9 +18,11 @@ from ansible_collections.lockstep.colo.plugins.module_utils._preflight import (
     HostState,
     Link,
     Listener,
+    Source,
 )
 from ansible_collections.lockstep.colo.tests.unit import _make
 
+SOURCE = Source("/srv/x.qcow2", "qcow2", 1000 * MIB, None)
 PARENT = "/var/lib/lockstep-colo/web1/root.qcow2"
 
 
@@ -33,7 +35,15 @@ def definition(**changed: t.Any) -> dict[str, t.Any]:
         "memory_mib": 256,
         "accelerator": "kvm",
         "port_base": 9000,
-        "disks": [{"name": "root", "size_bytes": 1000 * MIB, "source": "/srv/x.qcow2", "source_format": "qcow2"}],
+        "disks": [
+            {
+                "name": "root",
+                "size_bytes": 1000 * MIB,
+                "source": "/srv/x.qcow2",
+                "source_format": "qcow2",
+                "checksum": None,
+            }
+        ],
         "nics": [{"name": "lan", "bridge": "br0", "tap": "web1-lan", "model": "e1000"}],
         "boot": {"kernel": "/srv/vmlinuz", "initrd": None, "append": ""},
         "paths": {
@@ -56,7 +66,7 @@ HOST = HostState(
     disk_free_bytes={"/var/lib/lockstep-colo/web1": 100000 * MIB},
     kvm_problem=None,
     images={PARENT: FileState(exists=False)},
-    sources={"/srv/x.qcow2": FileState(exists=True)},
+    sources={SOURCE: FileState(exists=True)},
     boot_files={"/srv/vmlinuz": FileState(exists=True)},
     guests={},
 )
@@ -220,9 +230,25 @@ def test_a_parent_of_another_size() -> None:
 
 
 def test_a_source_counts_only_while_its_image_is_missing() -> None:
-    missing = {"/srv/x.qcow2": FileState(exists=False, problem=("image_missing", "not there"))}
+    missing = {SOURCE: FileState(exists=False, problem=("image_missing", "not there"))}
     assert found(sources=missing) == [("image_missing", "colo_guests.web1.disks[0].source")]
     assert found(sources=missing, images={PARENT: FileState(exists=True)}) == []
+
+
+def test_a_source_counts_for_the_disk_it_was_looked_at_for() -> None:
+    """Two disks of one file: the smaller one is too small, and what is wrong with the checksum is told of the checksum."""
+    disk = definition()["disks"][0]
+    small = {**disk, "name": "small", "size_bytes": MIB}
+    summed = {**disk, "name": "summed", "checksum": "sha256:1"}
+    sources = {
+        SOURCE: FileState(exists=True),
+        SOURCE._replace(size_bytes=MIB): FileState(exists=False, problem=("image_source_larger", "too big")),
+        SOURCE._replace(checksum="sha256:1"): FileState(exists=False, problem=("image_checksum_differs", "other")),
+    }
+    assert found(sources=sources, definitions=[definition(disks=[disk, small, summed])]) == [
+        ("image_source_larger", "colo_guests.web1.disks[1].source"),
+        ("image_checksum_differs", "colo_guests.web1.disks[2].checksum"),
+    ]
 
 
 def test_boot_files() -> None:

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import grp
+import http.server
 import json
 import os
 import pathlib
 import pwd
+import socket
+import threading
 import typing as t
 
 import pytest
@@ -195,7 +198,7 @@ def definition(directory: pathlib.Path, binary: str) -> dict[str, t.Any]:
         "link_security": "tls",
         "qemu_binary": binary,
         "port_base": 9000,
-        "disks": [{"name": "root", "size_bytes": 1024, "source": None, "source_format": "raw"}],
+        "disks": [{"name": "root", "size_bytes": 1024, "source": None, "source_format": "raw", "checksum": None}],
         "nics": [{"name": "lan", "bridge": "br0", "tap": "web1-lan", "model": "virtio-net-pci"}],
         "tuning": {"multifd_channels": 0},
         "boot": None,
@@ -255,6 +258,53 @@ def test_host_info_returns_all_problems(
     assert script == []
     assert [problem["error_code"] for problem in result["problems"]] == codes
     assert result["host"]["memory_needed_mib"] == 129
+
+
+class OneFile(http.server.BaseHTTPRequestHandler):
+    """One large file; HEAD is not taken, as by some object stores."""
+
+    def do_GET(self) -> None:
+        there = self.path == "/there"
+        self.send_response(200 if there else 404)
+        self.send_header("Content-Length", str(1 << 40 if there else 0))
+        self.end_headers()
+        if there:
+            self.wfile.write(bytes(1024))
+
+    def log_message(self, *_words: t.Any) -> None:
+        """Say nothing."""
+
+
+def test_host_info_asks_locations(
+    tmp_path: pathlib.Path, script: Script, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A location that answers is not waited for to its end, one that does not is refused by name; on request only."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneFile) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        gone = f"http://127.0.0.1:{unused_port()}/there"
+        sources = (f"{here}/there", f"{here}/other", gone)
+        wanted = definition(tmp_path, "/nowhere")
+        wanted["disks"] = [{**wanted["disks"][0], "name": f"d{n}", "source": each} for n, each in enumerate(sources)]
+        seen = {}
+        for look in (True, False):
+            script += [("address show", (0, "[]", "")), ("list", (0, "{}", ""))]
+            result = run(colo_host_info, capsys, qemu="ignore", definitions=[wanted], sources=look)
+            seen[look] = [each for each in result["problems"] if each["error_code"] == "image_not_fetched"]
+        server.shutdown()
+    assert seen[False] == []
+    assert [each["variable"] for each in seen[True]] == [
+        f"colo_guests.web1.disks[{number}].source" for number in (1, 2)
+    ]
+    assert [each["value"] for each in seen[True]] == [f"{here}/other", gone]
+    assert "404" in seen[True][0]["message"]
+    assert "refused" in seen[True][1]["message"]
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 def test_host_info_misses_a_group(script: Script, binary: str, capsys: pytest.CaptureFixture[str]) -> None:
