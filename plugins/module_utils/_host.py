@@ -31,6 +31,9 @@ from ansible_collections.lockstep.colo.plugins.module_utils._guest import PORTS_
 
 PROBE_DEADLINE_S = 15
 _LISTEN = "0A"
+#: Where systemd-networkd keeps its state once it has run, and where it finds what an administrator has written.
+NETWORKD_STATE = "/run/systemd/netif/state"
+NETWORK_DIRECTORIES = ("/etc/systemd/network", "/run/systemd/network", "/usr/local/lib/systemd/network")
 
 Definition = t.Mapping[str, t.Any]
 
@@ -132,6 +135,7 @@ def look(tools: Tools, definitions: t.Sequence[Definition], sources: bool = True
     }
     return _preflight.HostState(
         links=_links(tools),
+        dormant_network_files=_dormant_network_files(),
         listeners=_listeners(tools.proc, definitions, processes),
         memory_available_bytes=_memory_available(tools.proc),
         disk_free_bytes={
@@ -181,6 +185,20 @@ def _network_files(tools: Tools) -> dict[str, str]:
     """Which systemd-networkd file configures which interface; empty where networkd does not run."""
     listed = tools.json("networkctl", "--json=short", "list") or {}
     return {row["Name"]: row["NetworkFile"] for row in listed.get("Interfaces", []) if row.get("NetworkFile")}
+
+
+def _dormant_network_files() -> tuple[str, ...]:
+    """What a start of systemd-networkd would put into force, where it has not run yet."""
+    if os.path.lexists(NETWORKD_STATE):
+        return ()
+    found: dict[str, str] = {}
+    for directory in NETWORK_DIRECTORIES:
+        for kind in ("network", "netdev"):
+            for path in pathlib.Path(directory).glob(f"*.{kind}"):
+                # of two with one name the first one counts; an empty one, or a link to /dev/null, stands for none
+                if path.name not in found:
+                    found[path.name] = str(path) if path.exists() and path.stat().st_size else ""
+    return tuple(path for _name, path in sorted(found.items()) if path)
 
 
 def _processes(proc: str, definitions: t.Sequence[Definition]) -> dict[int, str]:

@@ -86,6 +86,8 @@ class HostState:
     sources: t.Mapping[Source, FileState]
     boot_files: t.Mapping[str, FileState]
     guests: t.Mapping[str, GuestState]
+    #: What a start of systemd-networkd would put into force; empty where it has run.
+    dormant_network_files: tuple[str, ...] = ()
 
 
 class Source(t.NamedTuple):
@@ -116,7 +118,8 @@ def problems(
 
     ``bridges`` are those the network role makes (``colo_bridges``).
     """
-    found = _bridge_problems(state, bridges)
+    found = _networkd_problems(state) if definitions else []
+    found += _bridge_problems(state, bridges)
     for definition in definitions:
         found += _link_problems(state, definition)
         found += _nic_problems(state, definition, bridges)
@@ -180,7 +183,26 @@ def mib(size: int) -> int:
 
 
 def _is_ours(link: Link) -> bool:
-    return link.network_file is not None and link.network_file.rsplit("/", maxsplit=1)[-1].startswith("05-colo-")
+    return link.network_file is not None and _our_file(link.network_file)
+
+
+def _our_file(path: str) -> bool:
+    return path.rsplit("/", maxsplit=1)[-1].startswith("05-colo-")
+
+
+def _networkd_problems(state: HostState) -> list[Problem]:
+    """Files of others that the role network would put into force, as it starts systemd-networkd."""
+    return [
+        Problem(
+            "network_file_dormant",
+            "a file of systemd-networkd",
+            path,
+            f"{path} has no effect now, as systemd-networkd does not run on this host; it would have one, as networkd is started for the "
+            "guests' devices: remove the file, or start systemd-networkd yourself when its effect is wanted",
+        )
+        for path in state.dormant_network_files
+        if not _our_file(path)
+    ]
 
 
 def _bridge_problems(state: HostState, bridges: t.Mapping[str, t.Any]) -> list[Problem]:

@@ -388,6 +388,31 @@ def test_a_boot_file_that_may_not_even_be_looked_at(
     assert "Permission denied" in problem[1]
 
 
+def test_network_files_count_where_networkd_has_not_run(
+    tmp_path: pathlib.Path, proc: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, etc, run = (tmp_path / name for name in ("netif", "etc-network", "run-network"))
+    monkeypatch.setattr(_host, "NETWORKD_STATE", str(state))
+    monkeypatch.setattr(_host, "NETWORK_DIRECTORIES", (str(etc), str(run), str(tmp_path / "missing")))
+    etc.mkdir()
+    run.mkdir()
+    for path in (
+        etc / "20-lan.network",
+        etc / "30-br.netdev",
+        etc / "40.link",
+        run / "20-lan.network",
+        run / "masked.network",
+    ):
+        path.write_text("[Match]\n")
+    (etc / "masked.network").symlink_to("/dev/null")
+    (etc / "empty.network").touch()
+    (etc / "dangling.network").symlink_to(tmp_path / "nowhere")
+    expected = (str(etc / "20-lan.network"), str(etc / "30-br.netdev"))
+    assert look(proc, definition(tmp_path)).dormant_network_files == expected
+    state.touch()
+    assert look(proc, definition(tmp_path)).dormant_network_files == ()
+
+
 def test_kvm_is_looked_at_only_for_guests_that_want_it(tmp_path: pathlib.Path, proc: pathlib.Path) -> None:
     assert look(proc, definition(tmp_path)).kvm_problem is None
     problem = look(proc, definition(tmp_path, accelerator="kvm")).kvm_problem

@@ -114,6 +114,15 @@ def test_bridge(bridge: Link | None) -> None:
     assert found(links=links) == [("bridge_missing", "colo_guests.web1.nics[0].bridge")]
 
 
+def test_what_a_start_of_networkd_would_put_into_force() -> None:
+    ours = "/etc/systemd/network/05-colo-br0.network"  # written by a run that was killed before it got to the start
+    assert found(dormant_network_files=(ours,)) == []
+    state = dataclasses.replace(HOST, dormant_network_files=(ours, "/etc/systemd/network/20-lan.network"))
+    (problem,) = _preflight.problems(state, [definition()], {})
+    assert (problem.error_code, problem.value) == ("network_file_dormant", "/etc/systemd/network/20-lan.network")
+    assert "remove the file" in problem.message
+
+
 def test_a_bridge_that_will_be_made() -> None:
     links = {name: link for name, link in HOST.links.items() if name != "br0"}
     assert found(links=links, bridges={"br0": {"ports": ["lan0"]}}) == []

@@ -19,6 +19,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.lockstep.colo.plugins.module_utils import _host
 from ansible_collections.lockstep.colo.plugins.modules import (
     colo_absent,
     colo_fence,
@@ -48,6 +49,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
         return answer
 
     monkeypatch.setattr(AnsibleModule, "run_command", run_command)
+    monkeypatch.setattr(_host, "NETWORK_DIRECTORIES", ())  # this machine's own
     monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _module, name: f"/usr/bin/{name}")
     return steps
 
