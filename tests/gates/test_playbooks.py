@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import re
@@ -39,6 +40,16 @@ colo_hosts:
 others:
   hosts: {gamma: {}}
 """
+
+# How a guest is changed to what is refused.
+Change = t.Callable[[dict[str, t.Any]], None]
+
+CHECKSUM = "sha256:" + 64 * "0"
+# A guest for which this machine, which both hosts are on, has the memory once, and not twice, as its standby needs it.
+_AVAILABLE_KIB = int(
+    re.findall(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE)[0]
+)
+FOR_ONE_MIB = _AVAILABLE_KIB * 3 // 4 // 1024
 
 # What is refused while a guest runs well, and has a check mode only when none does (molecule/teardown, molecule/split).
 NOT_ON_A_RUNNING_GUEST = ["teardown", "resolve"]
@@ -145,13 +156,169 @@ def bare(lab: Lab) -> Lab:
     return lab
 
 
+# As on a host that another program connects: networkd has never run there, and has a file that nobody has missed.
+ASLEEP = """\
+systemctl disable --now systemd-networkd.service systemd-networkd.socket
+systemctl unmask systemd-networkd-wait-online.service
+systemctl disable systemd-networkd-wait-online.service
+rm -r /run/systemd/netif
+"""
+
+
 @pytest.fixture(scope="module")
-def protected(bare: Lab) -> Lab:
+def asleep(bare: Lab) -> t.Iterator[Lab]:
+    """Two empty hosts; alpha is as if systemd-networkd had never run there. Its addresses stay."""
+    bare.ctl("exec", "alpha", "--", "sh", "-ec", ASLEEP)
+    yield bare
+    bare.ctl(
+        "exec",
+        "alpha",
+        "--",
+        "find",
+        "/root",
+        "-name",
+        "2?-*.network",
+        "-exec",
+        "mv",
+        "-t",
+        "/etc/systemd/network",
+        "{}",
+        "+",
+    )
+
+
+@pytest.fixture(scope="module")
+def protected(asleep: Lab) -> Lab:
     """Two hosts with a protected guest that alpha serves."""
+    bare = asleep
+    bare.ctl("exec", "alpha", "--", "sh", "-c", "mv /etc/systemd/network/2?-*.network /root")
     assert "failed=0" in _play(bare, "site", "--check", "--diff")  # on empty hosts, too
     assert re.search("changed=0(?s:.*)changed=0", _play(bare, "teardown"))
     _play(bare, "site")
     return bare
+
+
+@contextlib.contextmanager
+def _stranger(host: str, ready: str, *program: str) -> t.Iterator[None]:
+    """A Python program that runs on a host; it is there once it has printed what begins with ``ready``."""
+    words = [sys.executable, str(TOP / "tests/lab/labctl.py"), "exec", host, "--", "python3", "-u", *program]
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as it:
+        try:
+            assert it.stdout is not None
+            assert it.stdout.readline().startswith(ready)
+            yield
+        finally:
+            it.kill()
+
+
+LISTEN = "import socket; s = socket.create_server(('0.0.0.0', 9605)); print('up', flush=True); s.accept()"
+SERVER = "http://192.0.2.2:8000"
+
+
+@pytest.fixture(scope="module")
+def taken(bare: Lab) -> t.Iterator[Lab]:
+    """The lab, with a stranger that listens on a port on alpha, and a server of images on beta, which has none."""
+    serve = ("-m", "http.server", "--bind", "192.0.2.2", "--directory", "/srv/lab", "8000")
+    with _stranger("alpha", "up", "-c", LISTEN), _stranger("beta", "Serving", *serve):
+        yield bare
+
+
+# On empty hosts: how the lab's guest is changed, and what the refusal has to name.
+BARE: dict[str, tuple[Change, list[str]]] = {
+    "missing bridge": (
+        lambda guest: guest["nics"][0].update(bridge="br9"),
+        ["bridge_missing", "nics[0].bridge", "br9", "declare it"],
+    ),
+    "source that is not there": (
+        lambda guest: guest["disks"][0].update(source="/srv/none.qcow2"),
+        ["image_missing", "disks[0].source", "/srv/none.qcow2", "correct the path"],
+    ),
+    "location that gives nothing": (
+        lambda guest: guest["disks"][0].update(source=f"{SERVER}/none.qcow2", checksum=CHECKSUM),
+        ["image_not_fetched", "disks[0].source", f"{SERVER}/none.qcow2", "404", "correct it"],
+    ),
+    "another checksum": (
+        lambda guest: guest["disks"][0].update(source="/srv/lab/vmlinuz", source_format="raw", checksum=CHECKSUM),
+        ["image_checksum_differs", "disks[0].checksum", CHECKSUM, "correct the checksum"],
+    ),
+    "one source for disks of two sizes": (
+        lambda guest: guest.update(
+            disks=[
+                {"name": name, "size": size, "source": "/srv/lab/vmlinuz", "source_format": "raw"}
+                for name, size in (("large", "64M"), ("small", "1M"))
+            ]
+        ),
+        ["image_source_larger", "disks[1].source", "raise the disk"],
+    ),
+    "unknown host": (
+        lambda guest: guest.update(hosts=["alpha", "gamma"]),
+        ["unknown_host", "web1.hosts", "gamma", "colo_hosts"],
+    ),
+    "memory for a standby": (
+        lambda guest: guest.update(memory_mib=FOR_ONE_MIB),
+        ["memory_short", "memory_mib", f"{FOR_ONE_MIB}", "twice"],
+    ),
+    "port that is taken": (
+        lambda guest: guest.update(port_base=9600),
+        ["port_taken", "port_base", "9605", "choose another"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def empty(taken: Lab) -> dict[str, t.Any]:
+    """How the empty hosts look."""
+    looks = _look(taken)
+    assert [host["qemus"] for host in looks.values()] == [[], []]
+    return looks
+
+
+@pytest.mark.parametrize("case", BARE)
+def test_refused_before_anything_is_made(
+    case: str, taken: Lab, empty: dict[str, t.Any], tmp_path: pathlib.Path
+) -> None:
+    """Before a package, a user, a directory, an interface."""
+    change, named = BARE[case]
+    guest = _guest(taken)
+    change(guest)
+    variables = {"colo_hosts": {"vars": {"colo_guests": {"web1": guest}}}}
+    output = _fails(taken, tmp_path / "more.json", variables, named)
+    assert _look(taken) == empty
+    if case == "memory for a standby":  # once is there, twice is not
+        assert re.findall(r"^fatal: \[(\w+)\]", output, re.MULTILINE) == ["beta"], output
+
+
+def test_networkd_is_not_started_where_it_would_do_more(asleep: Lab, tmp_path: pathlib.Path) -> None:
+    before = _look(asleep)
+    named = [
+        "network_file_dormant",
+        "/etc/systemd/network/20-repl0.network",
+        "remove the file",
+        "start systemd-networkd yourself",
+    ]
+    output = _fails(asleep, tmp_path / "more.json", {}, named)
+    assert re.findall(r"^fatal: \[(\w+)\]", output, re.MULTILINE) == ["alpha"], output
+    assert _look(asleep) == before
+    assert _said(asleep, "systemctl", "is-active", "systemd-networkd.service") == "inactive"
+
+
+def test_networkd_is_started_and_no_boot_waits_for_it(protected: Lab) -> None:
+    """On alpha, where it did not run before, systemd-networkd runs for our devices only, and is no reason to wait."""
+    for unit, asked, answer in (
+        ("systemd-networkd.service", "is-active", "active"),
+        ("systemd-networkd.service", "is-enabled", "enabled"),
+        ("systemd-networkd-wait-online.service", "is-enabled", "disabled"),
+        ("systemd-networkd-wait-online.service", "is-active", "inactive"),
+    ):
+        assert _said(protected, "systemctl", asked, unit) == answer, unit
+    assert "wait-online" not in _said(protected, "systemctl", "list-dependencies", "--plain", "network-online.target")
+    assert "192.0.2.1/25" in _said(protected, "ip", "-brief", "address", "show", "repl0")
+
+
+def _said(lab: Lab, *words: str) -> str:
+    return lab.ctl("exec", "alpha", "--", *words, check=False).stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +348,6 @@ def test_one_pair_of_two(protected: Lab, tmp_path: pathlib.Path) -> None:
 
 
 # What is refused: how the lab's guest is changed, and what the refusal has to name.
-Change = t.Callable[[dict[str, t.Any]], None]
 REFUSALS: dict[str, tuple[Change, list[str]]] = {
     "unknown host": (lambda guest: guest.update(hosts=["alpha", "gamma"]), ["unknown_host", "web1.hosts", "gamma"]),
     "one host for two": (
@@ -209,7 +375,10 @@ REFUSALS: dict[str, tuple[Change, list[str]]] = {
         ["bridge_missing", "nics[0].bridge", "br9"],
     ),
     "size that differs": (lambda guest: guest["disks"][0].update(size="96M"), ["image_size_differs", "disks[0]", "96"]),
-    "memory for a standby": (lambda guest: guest.update(memory_mib=14000), ["memory_short", "memory_mib", "14000"]),
+    "memory for a standby": (
+        lambda guest: guest.update(memory_mib=FOR_ONE_MIB),
+        ["memory_short", "memory_mib", f"{FOR_ONE_MIB}"],
+    ),
     "source that is not there": (
         lambda guest: guest["disks"].append({"name": "new", "size": "64M", "source": "/srv/none.qcow2"}),
         ["image_missing", "disks[1].source", "/srv/none.qcow2"],
@@ -244,7 +413,6 @@ REFUSALS: dict[str, tuple[Change, list[str]]] = {
     ),
     "port that is taken": (lambda guest: guest.update(port_base=9600), ["port_taken", "port_base", "9605"]),
 }
-LISTEN = "import socket; s = socket.create_server(('0.0.0.0', 9605)); print('up', flush=True); s.accept()"
 # A guest by another name, or hosts with other variables: (name of the guest, variables of alpha, what is named).
 OTHERS: dict[str, tuple[str, dict[str, t.Any], list[str]]] = {
     "odd name of a guest": ("Web_1", {}, ["bad_input", "colo_guests", "Web_1", "name a guest with"]),
@@ -265,19 +433,6 @@ SAME_MACHINE = ["same_machine", "web1.hosts", "alpha and twin", "/etc/machine-id
 TREES = ("/etc", "/usr/local", "/var/lib/dpkg", "/var/lib/lockstep-colo", "/run/lockstep-colo")
 
 
-@pytest.fixture(scope="module")
-def taken(protected: Lab) -> t.Iterator[Lab]:
-    """The lab, with a stranger that listens on a port on alpha."""
-    argv = [sys.executable, str(TOP / "tests/lab/labctl.py"), "exec", "alpha", "--", "python3", "-c", LISTEN]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as stranger:
-        try:
-            assert stranger.stdout is not None
-            assert stranger.stdout.readline() == "up\n"
-            yield protected
-        finally:
-            stranger.kill()
-
-
 def _look(lab: Lab) -> dict[str, t.Any]:
     """Both hosts' files, packages, units and processes, asked by tests/lab/witness.py."""
     witness = (TOP / "tests/lab/witness.py").read_text()
@@ -290,16 +445,14 @@ def _look(lab: Lab) -> dict[str, t.Any]:
     return seen
 
 
-def _refused(
+def _fails(
     lab: Lab,
     inventory: pathlib.Path,
     variables: dict[str, t.Any],
     named: list[str],
     words: t.Sequence[str] = ("playbooks/site.yml",),
-) -> None:
-    """The playbook fails with all that is named, and both hosts are as they were."""
-    before = _look(lab)
-    assert all(len(host["qemus"]) == 1 for host in before.values())
+) -> str:
+    """The playbook fails with all that is named, and says that it has changed nothing."""
     inventory.write_text(json.dumps(variables))
     sources = ("-i", str(lab.inventory), "-i", str(inventory))
     done = subprocess.run(
@@ -317,16 +470,31 @@ def _refused(
     assert [word for word in named if word not in output] == [], output
     assert "changed=0" in output, output
     assert not re.search("changed=[1-9]", output), output
+    return output
+
+
+def _refused(
+    lab: Lab,
+    inventory: pathlib.Path,
+    variables: dict[str, t.Any],
+    named: list[str],
+    words: t.Sequence[str] = ("playbooks/site.yml",),
+) -> None:
+    """As above, and both hosts, on which the guest runs, are as they were."""
+    before = _look(lab)
+    assert all(len(host["qemus"]) == 1 for host in before.values())
+    _fails(lab, inventory, variables, named, words)
     assert _look(lab) == before
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refused_before_anything_is_changed(case: str, taken: Lab, tmp_path: pathlib.Path) -> None:
+def test_refused_before_anything_is_changed(case: str, taken: Lab, protected: Lab, tmp_path: pathlib.Path) -> None:
     """By variable, value and remedy, and both hosts are as they were."""
     change, named = REFUSALS[case]
-    guest = _guest(taken)
+    assert taken is protected
+    guest = _guest(protected)
     change(guest)
-    _refused(taken, tmp_path / "more.json", {"colo_hosts": {"vars": {"colo_guests": {"web1": guest}}}}, named)
+    _refused(protected, tmp_path / "more.json", {"colo_hosts": {"vars": {"colo_guests": {"web1": guest}}}}, named)
 
 
 @pytest.mark.parametrize("case", OTHERS)
