@@ -123,5 +123,5 @@ lock: bootstrap ## renew the pins of requirements-dev.txt from requirements-dev.
 
 .PHONY: clean
 clean: ## lab-down, and remove build/
-	if [ -e build/venv/bin/python ] && [ -e build/lab ]; then $(LABCTL) down; fi
+	if [ -e build/venv/bin/python ]; then $(LABCTL) down; fi  # also where a crash has left more than build/lab
 	rm -rf build

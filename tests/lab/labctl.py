@@ -51,6 +51,7 @@ class Lab:
         self.switch = f"{self.name}-sw"
         self.client = f"{self.name}-client"
         self.relay_directory = self.directory / "relay"
+        self.connections = f"~/.ansible/cp-{self.name}"  # what Ansible keeps open
         self.lock = self.cache / f"{self.name}.lock"  # outlives the lab's directory
         self.hosts = {name: Host(self, name) for name in HOSTS}
 
@@ -125,6 +126,7 @@ class Lab:
                     self._empty_netns(netns)
                     ip("netns", "delete", netns)
             shutil.rmtree(self.directory)
+            shutil.rmtree(pathlib.Path(self.connections).expanduser(), ignore_errors=True)
         self.log("down")
 
     def _empty_netns(self, netns: str) -> None:
@@ -259,7 +261,7 @@ class Lab:
                     "ansible_ssh_common_args": self.ssh_arguments(),
                     "ansible_ssh_pipelining": True,
                     # two labs have hosts of the same names: their connections must not be shared
-                    "ansible_control_path_dir": f"~/.ansible/cp-{self.name}",
+                    "ansible_control_path_dir": self.connections,
                     "colo_accelerator": accelerator(),
                     "colo_guests": self.guest_specs(count),
                 },

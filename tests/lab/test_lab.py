@@ -141,6 +141,22 @@ def test_the_commands_in_lab_json_survive_odd_directories(tmp_path: pathlib.Path
     assert str(tmp_path / "a b'c") in words
 
 
+def test_down_leaves_nothing_also_when_its_directory_is_gone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    lab = labctl.Lab(tmp_path / "lab", tmp_path / "cache", verbose=False)
+    kept = tmp_path / "home" / ".ansible" / f"cp-{lab.name}"
+    kept.mkdir(parents=True)
+    lab._write_inventory(1)
+    hosts = json.loads((tmp_path / "lab" / "inventory.yml").read_text())["colo_hosts"]
+    assert os.path.expanduser(hosts["vars"]["ansible_control_path_dir"]) == str(kept)
+    for _twice in range(2):
+        lab.down()
+        assert not kept.exists()
+        assert not lab.directory.exists()
+
+
 @pytest.mark.parametrize(
     ("mode", "answer", "is_on"), [("good", "power:0", False), ("stubborn", "power:1", True), ("lying", "power:0", True)]
 )
