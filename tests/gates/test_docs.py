@@ -79,3 +79,12 @@ def _anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ +(.+?) *#*$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.fast
+def test_ten_lines_are_ten() -> None:
+    found = re.search(
+        r"Write ten lines into `inventory.yml`:\n\n```yaml\n(.*?)```", (TOP / "README.md").read_text(), re.DOTALL
+    )
+    assert found is not None
+    assert len(found[1].splitlines()) == 10
