@@ -17,7 +17,7 @@ description:
   - Starts the installed QEMU without a machine, asks it what it can do, and lets it quit.
     Versions are compared only where QEMU cannot be asked.
   - Compares what the host has with what its guests need, before anything is changed.
-    Of an image that is still to be made, the source is looked at: the checksum of a file, whether a location answers.
+    Of an image that is still to be made, the source is looked at, too (the checksum of a file, whether a location answers).
   - Problems are returned, not raised, so that a caller can show all of them at once.
 extends_documentation_fragment:
   - lockstep.colo.attributes
