@@ -12,16 +12,14 @@ found here.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import re
-import subprocess
 import time
 import typing as t
 
 from campaign_report import Report
 from client import SLOTS, parse_check
-from labplay import TOP, Client, Json, Play, Running, Stage, StageError, bring_back
+from labplay import Client, Json, Play, Running, Stage, StageError, bring_back
 
 Phase = t.Literal["protecting", "protected", "failover", "site"]
 # The runs that are cut short leave the hosts' provision out: nothing of a guest moves there.
@@ -204,27 +202,17 @@ class Pair:
         elif "failover.yml" in verdict.get("refusal", ""):
             way = "failover.yml"
             stage.play("failover", check=False)
-        again = stage.play("site", *self.tags, check=False)
+        # with all tags: resolve.yml has taken away a host's directory, images and all
+        again = stage.play("site", *(() if cut_short else self.tags), check=False)
         if again.code:
             said += reasons(again)
             return "NO WAY OUT", play.seconds, said
         return f"refused; {way}", play.seconds, said
 
     def take_other_copy(self, host: str) -> None:
-        """As docs/runbooks/failover.md has it: the copy of the takeover that was cut short is moved away."""
+        """As docs/runbooks/failover.md has it: resolve.yml goes on with the other host's copy, and keeps this one as a backup."""
         stage = self.stage
-        keep = f"/var/lib/lockstep-colo/{stage.guest}.cut-short"
-        move = f"mkdir {keep} && cd /var/lib/lockstep-colo/{stage.guest} && mv record.json *.qcow2 {keep}/"
-        stage.labctl("exec", host, "--", "sh", "-c", move)
-        evidence = f"the copy on {host} was moved away: its takeover was cut short"
-        arguments = {"name": [stage.guest], "role": "primary", "state": "ready", "fenced_by": {stage.guest: evidence}}
-        command = ["ansible", "-i", stage.lab["inventory"], stage.other(host), "-m", "lockstep.colo.colo_migrate"]
-        done = subprocess.run(
-            [*command, "-a", json.dumps(arguments)], cwd=TOP, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise StageError(f"the runbook's step 2 fails: {done.stdout}{done.stderr}")
-        stage.labctl("exec", host, "--", "rm", "-r", keep)
+        stage.play("resolve", "-e", f"colo_guest={stage.guest}", "-e", f"colo_keep={stage.other(host)}")
 
 
 def campaign(stage: Stage, report: Report, rounds: int, seed: int, tags: tuple[str, ...] = ()) -> None:
