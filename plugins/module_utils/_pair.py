@@ -111,6 +111,8 @@ def pair(sides: tuple[Side, Side]) -> Pair:
         return _one_serves(serving[0], two if serving[0] is one else one)
     if unknown:
         side = unknown[0]
+        if side.busy:
+            return Pair("unknown", _busy(side), refusal=f"{_busy(side)}: wait for that to end, then run this again")
         why = (
             "does not answer"
             if side.standing is None
@@ -237,6 +239,9 @@ def _disk_failed(serving: Side, other: Side, common: dict[str, t.Any], way: str,
 
 
 def _one_serves_other_unknown(serving: Side, other: Side, common: dict[str, t.Any]) -> Pair:
+    if other.busy:
+        told = f"{serving.host} serves, and {_busy(other)}"
+        return Pair("unknown", told, refusal=f"{_busy(other)}: wait for that to end, then run this again", **common)
     why = "does not answer" if other.standing is None else "has a QEMU that does not answer"
     told = f"{serving.host} serves and {other.host} {why}"
     if serving.standing == "primary":
@@ -247,6 +252,10 @@ def _one_serves_other_unknown(serving: Side, other: Side, common: dict[str, t.An
         # it answers, and its QEMU hangs: that one never served this copy's generation, and is killed when the standby is made anew
         return Pair("unprotected", told, standby=other.host, **common)
     return Pair("unprotected", told, **common)
+
+
+def _busy(side: Side) -> str:
+    return f"the QEMU on {side.host} lives, and another program holds its monitor, such as a run of another playbook"
 
 
 def _is_older(standby: Record | None, serving: Record | None) -> bool:
@@ -386,11 +395,7 @@ def _unless_heard(left: Side, other: Side, refusal: str) -> Failover:
         )
         return Failover(None, refusal=told)
     if other.busy:
-        told = (
-            f"the QEMU on {other.host} lives, and another program holds its monitor, such as a run of another playbook: wait for that to "
-            "end, then run failover.yml again"
-        )
-        return Failover(None, refusal=told)
+        return Failover(None, refusal=f"{_busy(other)}: wait for that to end, then run failover.yml again")
     record = left.record
     if not serves(left) and (record is None or (record.role == "standby" and (record.stale or record.void))):
         # a takeover that would be refused afterwards is no reason to switch a host off

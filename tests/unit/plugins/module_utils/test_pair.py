@@ -244,6 +244,21 @@ def test_a_qemu_whose_monitor_is_taken_is_not_fenced() -> None:
     assert _pair.failover(sides, "alpha").survivor == "beta"
 
 
+def test_a_qemu_whose_monitor_is_taken_is_waited_for() -> None:
+    """Such as right after a run of site.yml was killed, whose module is still under way: nothing has to be repaired or fenced."""
+    busy = _side("alpha", "failed", "primary2", busy=True)
+    for other in (
+        _side("beta", "standby", "secondary2"),
+        _side("beta", "alone", "alone3"),
+        _side("beta", "orphaned", "primary2"),
+    ):
+        found = _pair.pair((busy, other))
+        assert (found.verdict, found.standby) == ("unknown", None)
+        assert "another program holds its monitor" in found.refusal
+        assert "wait" in found.refusal
+        assert "fence" not in found.refusal
+
+
 def test_nobody_takes_over_from_a_side_that_may_serve() -> None:
     """Without a confirmed fence: from a primary that is seen to be stopped, or not at all."""
     taken = 0
