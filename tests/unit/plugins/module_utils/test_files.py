@@ -230,3 +230,19 @@ def test_what_is_replaced_is_replaced_in_the_directory_that_was_opened(
     _files.replace_file(f"{place}/key", "secret", os.geteuid(), os.getegid(), 0o600)
     assert (shared / "away" / "key").read_text() == "secret"
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_file_of_our_own_needs_no_right_to_give_it_away(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest's unit, which writes what its QEMU was started with, is refused the system call as such."""
+
+    def refused(descriptor: int, uid: int, gid: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refused)
+    path = tmp_path / "started.json"
+    _files.replace_file(str(path), "{}", os.geteuid(), os.getegid(), 0o600)
+    assert path.read_text() == "{}"
+    with pytest.raises(PermissionError):
+        _files.replace_file(str(path), "{}", os.geteuid() + 1, os.getegid(), 0o600)
