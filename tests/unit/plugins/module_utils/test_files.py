@@ -237,7 +237,7 @@ def test_a_file_of_our_own_needs_no_right_to_give_it_away(
 ) -> None:
     """A guest's unit, which writes what its QEMU was started with, is refused the system call as such."""
 
-    def refused(descriptor: int, uid: int, gid: int) -> None:
+    def refused(*_wanted: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "fchown", refused)
