@@ -96,7 +96,7 @@ def test_no_number_takes_the_place_of_another_one(tmp_path: pathlib.Path, before
     disk.write_bytes(bytes(3 << 20) if before == "blank" else chance.randbytes(3 << 20))
     room = (2 << 20) // 8
     numbers = [
-        *(chance.randrange(2**63) for _ in range(3000)),
+        *(chance.randrange(2**63) for _number in range(3000)),
         *(base * room + n for base in range(40) for n in range(300)),  # forty that want the same places
     ]
     ranges = [(n, n) for n in numbers] + [(n + 1, n + 1) for n in numbers[:3000]]
