@@ -69,6 +69,18 @@ def promised(*standbys: Host) -> set[tuple[str, str, str, int]]:
     }
 
 
+def alpha_hangs_and_dies(
+    pair: Pair, hangs: set[tuple[str, str, str, int]], dead: set[tuple[str, str, str, int]]
+) -> None:
+    """What may listen while alpha hangs, and when beta has lost it."""
+    pair.alpha.process.send_signal(signal.SIGSTOP)
+    assert pair.alpha.standing == "failed"
+    assert listeners(pair) == hangs
+    pair.alpha.units.power_off()
+    wait_for("the loss is seen", lambda: pair.beta.standing == "orphaned")
+    assert listeners(pair) == dead
+
+
 def assert_standings(pair: Pair, alpha: str, beta: str) -> None:
     assert (pair.alpha.standing, pair.beta.standing) == (alpha, beta)
 
@@ -100,12 +112,7 @@ def test_only_a_standby_listens_on_its_link_address(pair: Pair, monkeypatch: pyt
     assert_standings(pair, "primary", "secondary")
     assert listeners(pair) == promised(beta)
 
-    alpha.process.send_signal(signal.SIGSTOP)
-    assert alpha.standing == "failed"
-    assert listeners(pair) == promised(beta)
-    alpha.units.power_off()
-    wait_for("the loss is seen", lambda: beta.standing == "orphaned")
-    assert listeners(pair) == promised(beta)
+    alpha_hangs_and_dies(pair, hangs=promised(beta), dead=promised(beta))
     pair.failover()
     wait_for("the keeper has let go", lambda: not beta.keeper["heartbeat"]["listening"])
     assert_standings(pair, "stopped", "alone")
@@ -117,12 +124,7 @@ def test_only_a_standby_listens_on_its_link_address(pair: Pair, monkeypatch: pyt
     pair.site()
     assert_standings(pair, "secondary", "primary")
     assert listeners(pair) == promised(alpha)
-    alpha.process.send_signal(signal.SIGSTOP)
-    assert alpha.standing == "failed"
-    assert listeners(pair) == promised(alpha)
-    alpha.units.power_off()
-    wait_for("the loss is seen", lambda: beta.standing == "orphaned")
-    assert listeners(pair) == promised()
+    alpha_hangs_and_dies(pair, hangs=promised(alpha), dead=promised())
 
 
 def test_a_standby_that_has_left_lock_step_listens_nowhere_else(pair: Pair) -> None:

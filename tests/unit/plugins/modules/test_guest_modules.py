@@ -605,6 +605,18 @@ def test_options_are_checked(host: Host, options: Json) -> None:
 # --- colo_failover ----------------------------------------------------------------------------------------------
 
 
+def _follower() -> Qemu:
+    """A QEMU in lock step that leaves it when it is told so."""
+    qemu = Qemu(colo="secondary", migration="colo")
+
+    def lost_heartbeat(_arguments: Json) -> Json:
+        qemu.state.update(colo="none", migration="completed")
+        return {}
+
+    qemu.answers["x-colo-lost-heartbeat"] = lost_heartbeat
+    return qemu
+
+
 def _secondary(host: Host, keeper: Json) -> _guest.Guest:
     guest = host.deploy(
         "web1", lambda r: _generation.begin_sync(r, 1), lambda r: _generation.enter_protection(r, "beta")
@@ -672,13 +684,7 @@ def test_a_takeover_goes_by_what_qemu_has_not_by_a_definition_that_waits_for_a_r
         return packets(tap)
 
     host.patch.setattr(_observe, "tap_packets", count)
-    qemu = Qemu(colo="secondary", migration="colo")
-
-    def lost_heartbeat(_arguments: Json) -> Json:
-        qemu.state.update(colo="none", migration="completed")
-        return {}
-
-    qemu.answers["x-colo-lost-heartbeat"] = lost_heartbeat
+    qemu = _follower()
     with _serve(guest, qemu):
         result = host.module(colo_failover, name=["web1"], fenced_by={"web1": "beta is off"})
     assert result["guests"]["web1"]["standing"]["after"] == "alone"
@@ -688,13 +694,7 @@ def test_a_takeover_goes_by_what_qemu_has_not_by_a_definition_that_waits_for_a_r
 def test_a_void_copy_takes_over_only_where_that_is_said(host: Host) -> None:
     guest = _secondary(host, _make.keeper(colo_exit=True, lost=True))
     _store.update(guest, lambda record: _generation.mark_void(record, "guest reset in COLO"))
-    qemu = Qemu(colo="secondary", migration="colo")
-
-    def lost_heartbeat(_arguments: Json) -> Json:
-        qemu.state.update(colo="none", migration="completed")
-        return {}
-
-    qemu.answers["x-colo-lost-heartbeat"] = lost_heartbeat
+    qemu = _follower()
     with _serve(guest, qemu):
         result = host.module(colo_failover, name=["web1"], fenced_by={"web1": "off"})
         assert result["error_code"] == "protection_void"
