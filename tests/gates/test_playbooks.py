@@ -106,7 +106,7 @@ def test_nothing_to_do_is_no_success(playbook: str, case: str, tmp_path: pathlib
     inventory.write_text(text)
     path = str(TOP / "playbooks" / f"{playbook}.yml")
     argv = ["ansible-playbook", "-i", str(inventory), path, *arguments, *ARGUMENTS.get(playbook, [])]
-    output = _fails(argv, named, timeout_s=60)
+    output = _failing(argv, named, timeout_s=60)
     assert "unreachable=1" not in output, output
 
 
@@ -433,7 +433,7 @@ def _look(lab: Lab) -> dict[str, t.Any]:
     return seen
 
 
-def _fails(argv: t.Sequence[str], named: t.Sequence[str], timeout_s: int) -> str:
+def _failing(argv: t.Sequence[str], named: t.Sequence[str], timeout_s: int) -> str:
     """What a playbook prints that fails, and names all of that."""
     done = subprocess.run(
         argv,
@@ -461,7 +461,7 @@ def _fails(
     """The playbook fails with all that is named, and says that it has changed nothing."""
     inventory.write_text(json.dumps(variables))
     sources = ("-i", str(lab.inventory), "-i", str(inventory))
-    output = _fails(["ansible-playbook", *sources, *words], named, timeout_s=120)
+    output = _failing(["ansible-playbook", *sources, *words], named, timeout_s=120)
     assert "changed=0" in output, output
     assert not re.search("changed=[1-9]", output), output
     return output
