@@ -378,6 +378,8 @@ class Applier:
         try:
             self._wait(step, deadline, ready, lambda: self._progress(jobs))
         except DeadlineError as exc:
+            if time.monotonic() - moved_at >= min(STALL_S, step.timeout_s / 2):
+                raise  # it stands still: there is nothing to go on with
             raise ColoError(
                 "resync_unfinished",
                 f"the disks are not equal after {step.timeout_s:g} s, and their copy goes on by itself: run site.yml again, which goes on with it",

@@ -460,7 +460,7 @@ def plan_of(function: str, hook: c.Callable[[int, _plan.Step], None], monkeypatc
         disturbed: t.Any = steps.disturbed() if isinstance(steps, Hooked) else steps
         run(applier, disturbed)
 
-    monkeypatch.setattr(_plan, function, lambda *args: Hooked(original(*args), hook))
+    monkeypatch.setattr(_plan, function, lambda *args, **more: Hooked(original(*args, **more), hook))
     monkeypatch.setattr(_apply.Applier, "run", carry_out)
 
 

@@ -105,6 +105,7 @@ def test_colo_host_info(definition: dict[str, t.Any]) -> None:
         "qemu": "require",
         "accept_untested": False,
         "allow_restart": False,
+        "sources": True,
         "definitions": [definition],
         "user": "root",
         "monitor_group": "",

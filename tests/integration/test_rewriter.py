@@ -14,7 +14,7 @@ import typing as t
 
 import pytest
 
-from ansible_collections.lockstep.colo.plugins.module_utils import _rewriter, _topology
+from ansible_collections.lockstep.colo.plugins.module_utils import _peer, _rewriter, _topology
 from ansible_collections.lockstep.colo.tests.integration._pair import Host, wait_for
 
 PORTS = 40000
@@ -22,10 +22,12 @@ FRAME = _rewriter.frames(vnet_header=False)
 
 
 @pytest.fixture
-def alpha(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Host]:
+def alpha(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Host]:
     """Its card takes packets, and throws them away, before a driver has it."""
     card = {"name": "lan", "bridge": "br0", "mac": "52:54:00:12:34:56", "model": "rtl8139", "tap": "alpha-lan"}
-    made = Host(tmp_path_factory.mktemp("p"), "alpha", PORTS, nics=[card])
+    directory = tmp_path_factory.mktemp("p")
+    monkeypatch.setattr(_peer, "PROC", str(directory / "proc"))  # as in Pair
+    made = Host(directory, "alpha", PORTS, nics=[card])
     try:
         yield made
     finally:

@@ -257,8 +257,8 @@ def test_a_deadline_tells_what_was_seen_last(stage: Stage) -> None:
     assert error.details["timeout_s"] == 0.25
 
 
-def _jobs(ready: bool | None, name: str = "resync0") -> Call:
-    rows = [] if ready is None else [{"device": name, "ready": ready, "offset": 5, "len": 9, "status": "running"}]
+def _jobs(ready: bool | None, name: str = "resync0", done: int = 5) -> Call:
+    rows = [] if ready is None else [{"device": name, "ready": ready, "offset": done, "len": 9, "status": "running"}]
     return Call("query-block-jobs", answer=rows)
 
 
@@ -275,8 +275,12 @@ def test_a_resync_that_is_gone_was_not_finished(stage: Stage) -> None:
 
 def test_the_resyncs_deadline_tells_how_far_it_came(stage: Stage) -> None:
     step = _wait("wait_jobs_ready", timeout_s=0.1, jobs=["resync0"])
-    error = stage.fails(step, script=[_jobs(False), _jobs(False), Tell(), _jobs(False)], code="resync_unfinished")
-    assert error.details["progress"] == {"resync0": {"done_bytes": 5, "of_bytes": 9}}
+    moving = _jobs(False, done=6)
+    error = stage.fails(step, script=[_jobs(False), _jobs(False), Tell(), moving], code="resync_unfinished")
+    assert error.details["progress"] == {"resync0": {"done_bytes": 6, "of_bytes": 9}}
+    # one that has not moved for as long is nothing to go on with
+    error = stage.fails(step, script=[_jobs(False), _jobs(False), Tell(), _jobs(False)], code="deadline_passed")
+    assert error.details["last_seen"] == {"resync0": {"done_bytes": 5, "of_bytes": 9}}
 
 
 def test_a_resync_that_takes_long_is_left_to_go_on(stage: Stage) -> None:

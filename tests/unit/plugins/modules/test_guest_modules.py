@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -539,8 +540,12 @@ def test_a_protection_that_fails_is_taken_back_over_a_monitor_that_greets(host: 
 def test_a_copy_that_takes_longer_than_the_run_is_not_thrown_away(host: Host) -> None:
     guest = host.deploy("web1", _generation.started_alone)
     host.runs(guest, _make.keeper(**HEARD))
-    row = {"device": "resync0", "ready": False, "status": "running", "offset": 5, "len": 9}
-    answers: Json = {"blockdev-mirror": {}, "query-block-jobs": lambda _arguments: [row] if mirrored() else []}
+    row = {"device": "resync0", "ready": False, "status": "running", "len": 1 << 30}
+    moved = itertools.count(1)
+    answers: Json = {
+        "blockdev-mirror": {},
+        "query-block-jobs": lambda _arguments: [{**row, "offset": next(moved)}] if mirrored() else [],
+    }
     with _serve(guest, Qemu(answers)) as server:
 
         def mirrored() -> bool:
