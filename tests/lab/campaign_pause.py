@@ -80,7 +80,8 @@ def prepare(stage: Stage, qemu: Monitor, peer: str) -> None:
     wanted = {"x-colo": True, "return-path": True, "pause-before-switchover": False}
     states = [{"capability": name, "state": state} for name, state in wanted.items()]
     qemu.ask("migrate-set-capabilities", capabilities=states)
-    qemu.ask("migrate-set-parameters", **{"x-checkpoint-delay": 1000, "max-bandwidth": 10 << 30})
+    # the credentials that our own protection has named before are gone again
+    qemu.ask("migrate-set-parameters", **{"x-checkpoint-delay": 1000, "max-bandwidth": 10 << 30, "tls-creds": ""})
     await_true("the mirror is ready", lambda: any(job["ready"] for job in qemu.ask("query-block-jobs")))
 
 
