@@ -81,6 +81,11 @@ def alpha_hangs_and_dies(
     assert listeners(pair) == dead
 
 
+def bandwidth(host: Host, bytes_per_s: int) -> None:
+    with host.operator() as monitor:
+        monitor.execute("migrate-set-parameters", {"max-bandwidth": bytes_per_s})
+
+
 def assert_standings(pair: Pair, alpha: str, beta: str) -> None:
     assert (pair.alpha.standing, pair.beta.standing) == (alpha, beta)
 
@@ -101,9 +106,17 @@ def test_only_a_standby_listens_on_its_link_address(pair: Pair, monkeypatch: pyt
     seen = set()
 
     def look(_number: int, step: _plan.Step) -> None:
+        copying = step.operation == "wait_migration" and "pre-switchover" in step.arguments["goal"]
+        # so small a guest's RAM is copied before anybody can look, if it is not held back
+        if step.operation == "migrate":
+            bandwidth(alpha, 1024**2)
+        if copying:
+            wait_for("the RAM is being copied", lambda: alpha.keeper["migration"]["status"] == "active")
         assert listeners(pair) == promised(beta), step.title
         # its monitor has one client, which carries out the plan
         seen.add((alpha.keeper["migration"]["status"], beta.standing))
+        if copying:
+            bandwidth(alpha, 1024**3)
 
     with monkeypatch.context() as patch:
         plan_of("protect", look, patch)

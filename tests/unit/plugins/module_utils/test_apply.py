@@ -523,6 +523,8 @@ def test_the_end_of_a_migration_that_is_taken_back(stage: Stage) -> None:
     stage.run(step, script=[migration("failing"), migration("failed")])
     # it had ended before anybody listened
     stage.run(step, script=[Tell(), _status("cancelled")] * 2)
+    # so had this one, and QEMU still says why
+    stage.run(step, script=[Tell(), _status("failed", **{"error-desc": "Unable to read from socket"})] * 2)
 
 
 # --- proof ------------------------------------------------------------------------------------------------------
