@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import typing as t
 
 import pytest
@@ -22,6 +23,14 @@ RELEASE = os.environ.get("LOCKSTEP_QEMU")
 collect_ignore_glob = {None: ["test_*.py"], "11.1": []}.get(RELEASE, ["test_[!r]*.py"])
 
 PORTS = itertools.count(30000, 32)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of pytest-xdist has a network of its own, as taps and ports have the same names in each."""
+    if hasattr(config, "workerinput"):
+        os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS)
+        for words in ("ip link set lo up", "mount -t sysfs -o ro sysfs /sys"):
+            subprocess.run(words.split(), check=True, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 TOP = HERE.parent.parent
 CACHE = TOP / "build" / "lab-cache"
 LAYOUT = 1  # raise it when the content of a root changes without a change of the lists below
-PACKAGES = ("base-files", "coreutils", "dash", "iproute2", "python3", "qemu-system-x86", "qemu-utils")
+PACKAGES = ("base-files", "coreutils", "dash", "iproute2", "mount", "python3", "qemu-system-x86", "qemu-utils")
 # Distributions in pure Python, taken from where this program runs, so that all rooms have the pinned ones.
-LIBRARIES = ("ansible-core", "iniconfig", "packaging", "pluggy", "pygments", "pytest")
+LIBRARIES = ("ansible-core", "execnet", "iniconfig", "packaging", "pluggy", "pygments", "pytest", "pytest-xdist")
 
 
 @dataclasses.dataclass(frozen=True)
