@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import typing as t
 
 import pytest
 
@@ -42,9 +45,15 @@ def run(
     env: dict[str, str] | None = None,
 ) -> str:
     """Run a command and return its output; fail the test if it fails or, unless ``warnings``, if it warns."""
-    words = [str(word) for word in argv]
-    process = subprocess.Popen(
-        words,
+    return finish(start(*argv, cwd=cwd, env=env), timeout_s, warnings)
+
+
+def start(
+    *argv: str | pathlib.Path, cwd: pathlib.Path = TOP, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a command, in a session of its own, for :func:`finish`."""
+    return subprocess.Popen(
+        [str(word) for word in argv],
         cwd=cwd,
         env=environment() | (env or {}),
         stdin=subprocess.DEVNULL,
@@ -54,20 +63,18 @@ def run(
         errors="replace",
         start_new_session=True,
     )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float, warnings: bool = True) -> str:
+    """Wait for a command that was started and return its output, as :func:`run` does."""
     problem = None
     try:
         output, _rest = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         problem = f"did not end within {timeout_s:g} s"
-        os.killpg(process.pid, 15)
-        try:
-            output, _rest = process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            output, _rest = process.communicate()
+        output = end(process)
     except BaseException:
-        os.killpg(process.pid, 15)
-        process.communicate()
+        end(process)
         raise
     if problem is None and process.returncode:
         problem = f"ended with {process.returncode}"
@@ -75,7 +82,20 @@ def run(
         problem = "printed a warning"
     if problem is not None:
         print(output)  # pytest shows it above the summary
-        pytest.fail(f"{' '.join(words)}: {problem}", pytrace=False)
+        pytest.fail(f"{shlex.join(t.cast('list[str]', process.args))}: {problem}", pytrace=False)
+    return output
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """End a command that was started, if it runs, and return what it had printed that nobody has read."""
+    if process.poll() is not None:
+        return ""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        output, _rest = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _rest = process.communicate()
     return output
 
 

@@ -6,10 +6,30 @@
 from __future__ import annotations
 
 import sys
+import typing as t
 
 import pytest
 
-from ansible_collections.lockstep.colo.tests.gates._run import TOP, run, tracked
+from ansible_collections.lockstep.colo.tests.gates._run import TOP, end, finish, run, start, tracked
+
+if t.TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+ANSIBLE_TEST = (sys.executable, TOP / "scripts" / "ansible_test.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sanity(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str] | None]:
+    """ansible-test sanity, if it is asked for: it takes two minutes, and runs beside the other tests of this module."""
+    if not any(item.name == test_ansible_test_sanity.__name__ for item in request.session.items):
+        yield None
+        return
+    process = start(*ANSIBLE_TEST, "sanity")
+    try:
+        yield process
+    finally:
+        end(process)
 
 
 @pytest.mark.fast
@@ -47,9 +67,12 @@ def test_shell_syntax() -> None:
         run("bash", "-n", name, timeout_s=10)
 
 
-@pytest.mark.parametrize("command", ["sanity", "units"])
-def test_ansible_test(command: str) -> None:
-    run(sys.executable, TOP / "scripts" / "ansible_test.py", command, timeout_s=1200)
+def test_ansible_test_sanity(sanity: subprocess.Popen[str]) -> None:
+    finish(sanity, timeout_s=1200)
+
+
+def test_ansible_test_units() -> None:
+    run(*ANSIBLE_TEST, "units", timeout_s=1200)  # not beside the other: they have one directory
 
 
 @pytest.mark.fast
