@@ -161,6 +161,7 @@ class Applier:
             "wait_jobs_gone": self._wait_jobs_gone,
             "wait_nodes_gone": self._wait_nodes_gone,
             "wait_migration": self._wait_migration,
+            "end_switchover": self._end_switchover,
             "wait_links": self._wait_links,
             "wait_checkpoints": self._wait_checkpoints,
             "wait_secondary": self._wait_secondary,
@@ -459,6 +460,16 @@ class Applier:
                 # one that is to end has such an error by rights
                 if answer.get("error-desc") and status in ("pre-switchover", "failed") and status not in goal:
                     raise self._migration_error(way)
+
+    def _end_switchover(self, step: Step, deadline: float) -> None:
+        """See what a switchover comes to whose connections are cut: it fails, or it was in COLO by then and is told to leave.
+
+        A ``migrate_cancel`` that comes when QEMU is in COLO would leave a guest that stands still for good (QEMU 11.1: the status is
+        ``cancelling`` from then on, and x-colo-lost-heartbeat does nothing).
+        """
+        self._wait_migration(step, deadline)
+        if self.monitor.execute("query-migrate").get("status") == "colo":
+            self.monitor.execute("x-colo-lost-heartbeat")
 
     def _migration_error(self, way: list[str]) -> ColoError:
         reason = self.monitor.execute("query-migrate").get("error-desc", "QEMU gives no reason")

@@ -43,6 +43,7 @@ Operation = t.Literal[
     "wait_jobs_gone",
     "wait_nodes_gone",
     "wait_migration",
+    "end_switchover",
     "wait_links",
     "wait_checkpoints",
     "wait_secondary",
@@ -264,24 +265,10 @@ def _let_go(guest: Guest, seen: Observation, fenced_by: str | None = None) -> li
         _qmp("x-blockdev-change", {"parent": _topology.quorum_node(disk), "child": _topology.QUORUM_CHILD})
         for disk in replicated
     ]
-    if qemu.colo_mode == "primary":
-        # never migrate_cancel in colo: that QEMU could not be protected again
-        steps += [*detach, _qmp("x-colo-lost-heartbeat")]
-    elif qemu.migration in _states.MIGRATION_ACTIVE:
-        if qemu.migration not in ("cancelling", "failing"):
-            steps.append(_qmp("migrate_cancel"))
-        steps.append(
-            Step(
-                "wait_migration",
-                "the migration has ended",
-                {
-                    "goal": ["cancelled", "failed"],
-                    "transit": [*sorted(_states.MIGRATION_ACTIVE)],
-                    "since": qemu.migration,
-                },
-                changes=False,
-            )
-        )
+    disk_first = qemu.colo_mode == "primary" or qemu.migration == "device"
+    if disk_first:
+        steps += detach
+    steps += _leave(qemu)
     # what a takeover that was killed half-way leaves
     if qemu.exports:
         steps.append(_qmp("nbd-server-stop"))
@@ -293,7 +280,7 @@ def _let_go(guest: Guest, seen: Observation, fenced_by: str | None = None) -> li
         steps.append(Step("wait_jobs_gone", "the resync has ended", {"jobs": jobs}, changes=False))
     steps += _objects_gone(qemu, [name for nic in nics for name in _topology.primary_filters(nic)])
     steps += _chardevs_gone(qemu, [name for nic in nics for name in _topology.primary_chardevs(nic)])
-    if qemu.colo_mode != "primary":
+    if not disk_first:
         steps += detach
     for disk in disks:
         steps += [
@@ -305,6 +292,21 @@ def _let_go(guest: Guest, seen: Observation, fenced_by: str | None = None) -> li
     if qemu.runstate == "postmigrate":
         steps.append(_qmp("cont"))
     return steps
+
+
+def _leave(qemu: _states.Qemu) -> list[Step]:
+    """End the migration, or the lock step that it led to. Never migrate_cancel in colo: that guest would stand still for good."""
+    if qemu.colo_mode == "primary":
+        return [_qmp("x-colo-lost-heartbeat")]
+    if qemu.migration not in _states.MIGRATION_ACTIVE:
+        return []
+    ended = {"goal": ["cancelled", "failed"], "transit": sorted(_states.MIGRATION_ACTIVE), "since": qemu.migration}
+    if qemu.migration == "device":
+        # it may be in colo by now
+        ended["goal"] = ["cancelled", "failed", "colo"]
+        return [Step("end_switchover", "the switchover has ended", ended)]
+    cancel = [] if qemu.migration in ("cancelling", "failing") else [_qmp("migrate_cancel")]
+    return [*cancel, Step("wait_migration", "the migration has ended", ended, changes=False)]
 
 
 def _peer_waits(seen: Observation, fenced_by: str | None) -> list[Step]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import typing as t
 
@@ -12,6 +13,8 @@ import pytest
 
 from ansible_collections.lockstep.colo.plugins.module_utils import _plan
 from ansible_collections.lockstep.colo.plugins.module_utils._errors import ColoError
+from ansible_collections.lockstep.colo.plugins.module_utils._guest import Guest
+from ansible_collections.lockstep.colo.plugins.module_utils._states import Observation
 from ansible_collections.lockstep.colo.tests.integration._pair import (
     NAME,
     KilledError,
@@ -154,3 +157,23 @@ def test_a_switchover_that_nobody_ends_though_the_standby_hangs(pair: Pair, monk
     assert alpha.is_clean()
     assert alpha.things() == before
     assert alpha.holds(0x42)
+
+
+def test_a_switchover_that_gets_through_while_it_is_given_up(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was on its way into lock step when it was looked at, and is there when the run acts."""
+    before = pair.wait()
+    pair.site()
+    plan = _plan.unprotect
+
+    def looked_too_early(guest: Guest, seen: Observation) -> list[_plan.Step]:
+        assert seen.qemu is not None
+        early = dataclasses.replace(seen.qemu, migration="device", colo_mode="none")
+        return plan(guest, dataclasses.replace(seen, qemu=early))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_plan, "unprotect", looked_too_early)
+        pair.alpha.migrate("primary", "absent")
+    assert pair.alpha.is_clean()
+    assert pair.alpha.things() == before
+    assert pair.alpha.holds(0x41)
+    pair.site()

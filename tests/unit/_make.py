@@ -148,6 +148,7 @@ SIGHTS: dict[str, _states.Observation] = {
     ),
     "syncing-active": seen(qemu(migration="active")),
     "syncing-switchover": seen(qemu(migration="pre-switchover", runstate="finish-migrate"), PRIMARY),
+    "syncing-device": seen(qemu(migration="device", runstate="finish-migrate"), PRIMARY),
     "syncing-completed": seen(qemu(runstate="postmigrate", migration="completed"), PRIMARY),
     "primary": seen(qemu(migration="colo", colo_mode="primary"), PRIMARY),
     "secondary": seen(qemu(migration="colo", colo_mode="secondary"), SECONDARY),

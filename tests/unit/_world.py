@@ -197,7 +197,7 @@ class World:
     def _settle_outgoing(self, host: Host, machine: Machine, peer: Host, alive: bool, closed: bool) -> None:
         if machine.migration == "cancelling":
             machine.migration, machine.runstate = "cancelled", "running"
-        elif machine.migration in ("active", "device") and closed:
+        elif (machine.migration == "active" and closed) or (machine.migration == "device" and not machine.connected):
             machine.migration, machine.runstate = "failed", "running"
         elif machine.migration == "device" and alive and peer.qemu is not None:
             self._enter_colo(host, machine, peer, peer.qemu)
@@ -392,7 +392,10 @@ class World:
 
     def _yank(self, host: Host, arguments: Json) -> None:
         assert arguments["instances"] == _topology.yank_instances(host.guest)
-        machine = self._machine(host)
+        machine, peer = self._machine(host), self.other(host)
+        if machine.migration == "device" and self.link and peer.powered and peer.qemu and peer.qemu.connected:
+            # a switchover gets through after it was looked at, and just before it is ended
+            self._enter_colo(host, machine, peer, peer.qemu)
         machine.connected = False
         if machine.colo_mode == "none" and machine.migration in ("active", "pre-switchover", "device"):
             # the stream is broken; QEMU tells it when it next writes to it
@@ -466,6 +469,12 @@ class World:
         if "pre-switchover" in arguments["goal"] and machine.migration == "active" and machine.connected:
             machine.migration, machine.runstate = "pre-switchover", "finish-migrate"
         self._wait(f"migration {machine.migration}", machine.migration in arguments["goal"])
+
+    def _end_switchover(self, host: Host, arguments: Json) -> None:
+        self.settle()
+        self._wait_migration(host, arguments)
+        if self._machine(host).migration == "colo":
+            self.qmp_x_colo_lost_heartbeat(host, {})
 
     def _wait_checkpoints(self, host: Host, arguments: Json) -> None:
         self._wait("checkpoints", self._healthy(host))

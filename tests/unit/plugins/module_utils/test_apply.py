@@ -527,6 +527,21 @@ def test_the_end_of_a_migration_that_is_taken_back(stage: Stage) -> None:
     stage.run(step, script=[Tell(), _status("failed", **{"error-desc": "Unable to read from socket"})] * 2)
 
 
+@pytest.mark.parametrize(("way", "in_colo"), [(["failing", "failed"], False), (["colo"], True)])
+def test_a_switchover_whose_connections_are_cut(stage: Stage, way: list[str], in_colo: bool) -> None:
+    """It fails, or was in colo right before; there the guest stands still until it is told."""
+    step = _wait(
+        "end_switchover",
+        goal=["cancelled", "failed", "colo"],
+        transit=["device", "cancelling", "failing"],
+        since="device",
+    )
+    end: Script = [_status(way[-1]), *([Call("x-colo-lost-heartbeat")] if in_colo else [])]
+    stage.run(step, script=[*map(migration, way), *end])
+    found: Script = [Tell(), _status(way[-1])] * 2
+    stage.run(step, script=[*found, *end])
+
+
 # --- proof ------------------------------------------------------------------------------------------------------
 
 

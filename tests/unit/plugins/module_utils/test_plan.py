@@ -123,6 +123,7 @@ BY_HAND = [*LET_GO, "nbd-server-stop", *RUNS]
 LEFTOVERS = [*LET_GO, "blockdev-del nbd0", *RUNS]
 MIRROR = [*LET_GO, "end the resync", "the resync has ended", "blockdev-del nbd0", "object-del tls-client", *RUNS]
 CANCEL = [*LET_GO, "migrate_cancel", "the migration has ended", *RUNS]
+END_SWITCHOVER = [*LET_GO, "the switchover has ended", *RUNS]
 CONTINUE = [*LET_GO, "cont", *RUNS]
 LEAVE = [*LET_GO, "x-colo-lost-heartbeat", *RUNS]
 OFF = ["record: the guest is powered off", *STOP]
@@ -252,6 +253,7 @@ EXPECTED: dict[str, dict[str, t.Any]] = {
     },
     "syncing-active": {**_served_by(CANCEL), "follow": FOLLOW},
     "syncing-switchover": {**_served_by(CANCEL), "follow": FOLLOW},
+    "syncing-device": {**_served_by(END_SWITCHOVER), "follow": FOLLOW},
     "syncing-completed": {
         **_served_by(["the standby waits and does not run the guest", *CONTINUE]),
         "serve": CONTINUE,
@@ -457,7 +459,19 @@ def test_outside_colo_the_migration_ends_before_its_disk_goes() -> None:
     assert commands.index("wait_migration") < commands.index("x-blockdev-change") < commands.index("blockdev-del")
 
 
-@pytest.mark.parametrize(("migration", "cancels"), [("setup", 1), ("active", 1), ("device", 1), ("cancelling", 0)])
+def test_a_switchover_that_is_under_way_is_not_cancelled() -> None:
+    """It may be in colo by then."""
+    qemu = _built(migration="device", runstate="finish-migrate", colo_mode="none")
+    commands = _commands(_plan.to_alone(GUEST, _make.seen(qemu, _make.PRIMARY)))
+    assert "migrate_cancel" not in commands
+    assert commands.count("x-blockdev-change") == 1
+    order = ["yank", "x-blockdev-change", "end_switchover", "blockdev-del"]
+    assert [command for command in dict.fromkeys(commands) if command in order] == order
+
+
+@pytest.mark.parametrize(
+    ("migration", "cancels"), [("setup", 1), ("active", 1), ("pre-switchover", 1), ("cancelling", 0)]
+)
 def test_a_migration_that_ends_already_is_only_waited_for(migration: str, cancels: int) -> None:
     steps = _plan.to_alone(GUEST, _make.seen(_make.qemu(migration=migration)))
     assert _commands(steps).count("migrate_cancel") == cancels
