@@ -462,11 +462,13 @@ class Applier:
                     raise self._migration_error(way)
 
     def _end_switchover(self, step: Step, deadline: float) -> None:
-        """See what a switchover comes to whose connections are cut: it fails, or it was in COLO by then and is told to leave.
+        """End a switchover whose connections are cut: it waits to be told to go on, fails, or was in COLO by then and is told to leave.
 
-        A ``migrate_cancel`` that comes when QEMU is in COLO would leave a guest that stands still for good (QEMU 11.1: the status is
-        ``cancelling`` from then on, and x-colo-lost-heartbeat does nothing).
+        A ``migrate_cancel`` that comes when QEMU is in COLO would leave a guest that stands still for good (QEMU 11.1: ``cancelling`` and
+        ``finish-migrate`` from then on; x-colo-lost-heartbeat and cont are refused).
         """
+        if self.monitor.execute("query-migrate").get("status") == "pre-switchover":
+            self.monitor.execute("migrate_cancel")
         self._wait_migration(step, deadline)
         if self.monitor.execute("query-migrate").get("status") == "colo":
             self.monitor.execute("x-colo-lost-heartbeat")

@@ -50,6 +50,9 @@ Operation = t.Literal[
     "wait_packets",
 ]
 
+#: where the next that happens may be colo: by itself, or by a migrate-continue that QEMU has yet to read
+SWITCHING = ("pre-switchover", "device")
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -265,7 +268,7 @@ def _let_go(guest: Guest, seen: Observation, fenced_by: str | None = None) -> li
         _qmp("x-blockdev-change", {"parent": _topology.quorum_node(disk), "child": _topology.QUORUM_CHILD})
         for disk in replicated
     ]
-    disk_first = qemu.colo_mode == "primary" or qemu.migration == "device"
+    disk_first = qemu.colo_mode == "primary" or qemu.migration in SWITCHING
     if disk_first:
         steps += detach
     steps += _leave(qemu)
@@ -301,7 +304,7 @@ def _leave(qemu: _states.Qemu) -> list[Step]:
     if qemu.migration not in _states.MIGRATION_ACTIVE:
         return []
     ended = {"goal": ["cancelled", "failed"], "transit": sorted(_states.MIGRATION_ACTIVE), "since": qemu.migration}
-    if qemu.migration == "device":
+    if qemu.migration in SWITCHING:
         # it may be in colo by now
         ended["goal"] = ["cancelled", "failed", "colo"]
         return [Step("end_switchover", "the switchover has ended", ended)]

@@ -471,6 +471,8 @@ class World:
         self._wait(f"migration {machine.migration}", machine.migration in arguments["goal"])
 
     def _end_switchover(self, host: Host, arguments: Json) -> None:
+        if self._machine(host).migration == "pre-switchover":
+            self.qmp_migrate_cancel(host, {})
         self.settle()
         self._wait_migration(host, arguments)
         if self._machine(host).migration == "colo":

@@ -527,19 +527,26 @@ def test_the_end_of_a_migration_that_is_taken_back(stage: Stage) -> None:
     stage.run(step, script=[Tell(), _status("failed", **{"error-desc": "Unable to read from socket"})] * 2)
 
 
-@pytest.mark.parametrize(("way", "in_colo"), [(["failing", "failed"], False), (["colo"], True)])
-def test_a_switchover_whose_connections_are_cut(stage: Stage, way: list[str], in_colo: bool) -> None:
-    """It fails, or was in colo right before; there the guest stands still until it is told."""
-    step = _wait(
-        "end_switchover",
-        goal=["cancelled", "failed", "colo"],
-        transit=["device", "cancelling", "failing"],
-        since="device",
-    )
-    end: Script = [_status(way[-1]), *([Call("x-colo-lost-heartbeat")] if in_colo else [])]
-    stage.run(step, script=[*map(migration, way), *end])
+@pytest.mark.parametrize(
+    ("now", "way", "told"),
+    [
+        ("pre-switchover", ["cancelling", "cancelled"], "migrate_cancel"),
+        ("pre-switchover", ["failing", "failed"], "migrate_cancel"),
+        ("device", ["failing", "failed"], None),
+        ("device", ["colo"], "x-colo-lost-heartbeat"),
+    ],
+)
+def test_a_switchover_whose_connections_are_cut(stage: Stage, now: str, way: list[str], told: str | None) -> None:
+    """It waits, fails, or was in colo right before; there the guest stands still until it is told."""
+    transit = ["pre-switchover", "device", "cancelling", "failing"]
+    step = _wait("end_switchover", goal=["cancelled", "failed", "colo"], transit=transit, since=now)
+    begin: Script = [_status(now), *([Call("migrate_cancel")] if told == "migrate_cancel" else [])]
+    end: Script = [_status(way[-1]), *([Call("x-colo-lost-heartbeat")] if way[-1] == "colo" else [])]
+    stage.run(step, script=[*begin, *map(migration, way), *end])
     found: Script = [Tell(), _status(way[-1])] * 2
-    stage.run(step, script=[*found, *end])
+    stage.run(step, script=[*begin, *found, *end])
+    # what was seen first is over
+    stage.run(step, script=[_status(way[-1]), *found, *end])
 
 
 # --- proof ------------------------------------------------------------------------------------------------------
