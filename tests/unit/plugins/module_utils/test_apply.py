@@ -524,7 +524,9 @@ def test_the_end_of_a_migration_that_is_taken_back(stage: Stage) -> None:
     # it had ended before anybody listened
     stage.run(step, script=[Tell(), _status("cancelled")] * 2)
     # so had this one, and QEMU still says why
-    stage.run(step, script=[Tell(), _status("failed", **{"error-desc": "Unable to read from socket"})] * 2)
+    why = {"error-desc": "Unable to read from socket"}
+    stage.run(step, script=[Tell(), _status("failed", **why)] * 2)
+    stage.run(step, script=[Tell(), _status("pre-switchover", **why), migration("cancelling"), migration("cancelled")])
 
 
 @pytest.mark.parametrize(
