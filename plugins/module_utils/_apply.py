@@ -467,11 +467,17 @@ class Applier:
         A ``migrate_cancel`` that comes when QEMU is in COLO would leave a guest that stands still for good (QEMU 11.1: ``cancelling`` and
         ``finish-migrate`` from then on; x-colo-lost-heartbeat and cont are refused).
         """
-        if self.monitor.execute("query-migrate").get("status") == "pre-switchover":
+        if self._migration_status() == "pre-switchover":
             self.monitor.execute("migrate_cancel")
-        self._wait_migration(step, deadline)
-        if self.monitor.execute("query-migrate").get("status") == "colo":
+        # by asking, not by events: what happened before the first command of this connection is told to nobody
+        goal = step.arguments["goal"]
+        self._wait(step, deadline, lambda: self._migration_status() in goal, self._migration_status)
+        if self._migration_status() == "colo":
             self.monitor.execute("x-colo-lost-heartbeat")
+
+    def _migration_status(self) -> str:
+        status: str = self.monitor.execute("query-migrate").get("status", "none")
+        return status
 
     def _migration_error(self, way: list[str]) -> ColoError:
         reason = self.monitor.execute("query-migrate").get("error-desc", "QEMU gives no reason")

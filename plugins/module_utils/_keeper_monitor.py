@@ -324,22 +324,28 @@ class Monitor:
             await self._migration_changed.wait()
 
     async def _end_switchover(self, waited_s: float) -> None:
-        # Asked again right before: whoever continued in time must not be cancelled in `colo`. The modules continue
-        # well within the limit or not at all, so the gap between question and command is not entered by them.
         before = self.qemu.migration_events
-        status = (await self._in_band("query-migrate")).get("status", "none")
+        status = await self._migration_status()
         if _rules.may_cancel(status):
             # The guest goes on when the migration is cancelled, and with it a mirror: a peer that hangs would block both.
             with contextlib.suppress(ColoError):
                 await self.yank(_topology.yank_instances(self._guest))
+            # Asked again right before: whoever continued meanwhile must not be cancelled in `colo`. From here on nobody gets there, as
+            # the connections are cut.
+            status = await self._migration_status()
+        if _rules.may_cancel(status):
             await self._in_band("migrate_cancel")
             data = {"waited_ms": round(waited_s * 1000), "limit_ms": self._guest.tuning.switchover_limit_ms}
             self.qemu.flags["switchover_ended"] = {"time": time.time(), "data": data}
             log("warning", "switchover ended: it waited too long", **data)
             before = self.qemu.migration_events
-            status = (await self._in_band("query-migrate")).get("status", "none")
+            status = await self._migration_status()
         if self.qemu.migration_events == before:  # else an event that came meanwhile is newer than the answer
             self.qemu.set_migration(status)
+
+    async def _migration_status(self) -> str:
+        status: str = (await self._in_band("query-migrate")).get("status", "none")
+        return status
 
     # --- a disk that has failed
 

@@ -303,11 +303,10 @@ def _leave(qemu: _states.Qemu) -> list[Step]:
         return [_qmp("x-colo-lost-heartbeat")]
     if qemu.migration not in _states.MIGRATION_ACTIVE:
         return []
-    ended = {"goal": ["cancelled", "failed"], "transit": sorted(_states.MIGRATION_ACTIVE), "since": qemu.migration}
     if qemu.migration in SWITCHING:
         # it may be in colo by now
-        ended["goal"] = ["cancelled", "failed", "colo"]
-        return [Step("end_switchover", "the switchover has ended", ended)]
+        return [Step("end_switchover", "end the switchover", {"goal": ["cancelled", "failed", "colo"]})]
+    ended = {"goal": ["cancelled", "failed"], "transit": sorted(_states.MIGRATION_ACTIVE), "since": qemu.migration}
     cancel = [] if qemu.migration in ("cancelling", "failing") else [_qmp("migrate_cancel")]
     return [*cancel, Step("wait_migration", "the migration has ended", ended, changes=False)]
 
@@ -454,7 +453,8 @@ def _protect_forward(
     disks = range(len(guest.disks))
     resyncs = [_topology.resync_job(disk) for disk in disks]
     link_chardevs = [name for nic in range(len(guest.nics)) for name in _topology.primary_link_chardevs(nic)]
-    before_switchover = ["none", "setup", "wait-unplug", "active", "cancelled", "failed", "completed"]
+    # what an earlier session came to may be told late
+    before_switchover = ["none", "setup", "wait-unplug", "active", "cancelled", "failed", "colo", "completed"]
     return [
         Step("wait_heartbeat", "the standby's keeper answers and waits for this copy", timeout_s=15, changes=False),
         *_client_credentials(guest, qemu, resumed),

@@ -123,7 +123,7 @@ BY_HAND = [*LET_GO, "nbd-server-stop", *RUNS]
 LEFTOVERS = [*LET_GO, "blockdev-del nbd0", *RUNS]
 MIRROR = [*LET_GO, "end the resync", "the resync has ended", "blockdev-del nbd0", "object-del tls-client", *RUNS]
 CANCEL = [*LET_GO, "migrate_cancel", "the migration has ended", *RUNS]
-END_SWITCHOVER = [*LET_GO, "the switchover has ended", *RUNS]
+END_SWITCHOVER = [*LET_GO, "end the switchover", *RUNS]
 CONTINUE = [*LET_GO, "cont", *RUNS]
 LEAVE = [*LET_GO, "x-colo-lost-heartbeat", *RUNS]
 OFF = ["record: the guest is powered off", *STOP]
@@ -366,12 +366,14 @@ def test_rules_that_hold_for_every_plan(sight: str, wish: str) -> None:
     for before, after in (
         # out of band before in band: a hung peer must not be waited for
         ("yank", "migrate_cancel"),
+        ("yank", "end_switchover"),
         ("yank", "x-colo-lost-heartbeat"),
         ("yank", "cancel_jobs"),
         # recorded before it can be seen outside
         ("record", "permit"),
         ("record", "x-colo-lost-heartbeat"),
         ("record", "migrate_cancel"),
+        ("record", "end_switchover"),
         ("record", "migrate-continue"),
         ("overlays", "migrate-incoming"),
         ("permit", "start_unit"),
