@@ -36,6 +36,7 @@ def test_a_whole_life(pair: Pair) -> None:
     pair.site()
     assert alpha.record.generation == beta.record.generation == 2
     alpha.write(0x42)
+    assert not alpha.holds(0x41)
 
     beta.units.power_off()
     wait_for("the loss is seen", lambda: alpha.standing == "orphaned")

@@ -141,6 +141,41 @@ def test_a_second_error_of_a_disk_changes_nothing(standby: _guest.Guest, capsys:
     assert monitor._leaving.is_set()
 
 
+@pytest.mark.parametrize(
+    ("answers", "told", "ended"),
+    [
+        (["pre-switchover", "pre-switchover", "cancelling"], ["yank", "migrate_cancel"], True),
+        # a module told it to go on meanwhile
+        (["pre-switchover", "device"], ["yank"], False),
+        (["pre-switchover", "colo"], ["yank"], False),
+        (["colo"], [], False),
+    ],
+)
+def test_a_switchover_that_went_on_meanwhile_is_not_cancelled(
+    standby: _guest.Guest, monkeypatch: pytest.MonkeyPatch, answers: list[str], told: list[str], *, ended: bool
+) -> None:
+    """In colo the guest would stand still for good."""
+    monitor = _keeper_monitor.Monitor(standby, lambda: "serving", lambda _action, _reason: None)
+    left, done = list(answers), list[str]()
+
+    async def in_band(command: str) -> dict[str, str]:
+        if command == "query-migrate":
+            return {"status": left.pop(0)}
+        done.append(command)
+        return {}
+
+    async def yank(_instances: list[dict[str, str]]) -> list[dict[str, str]]:
+        done.append("yank")
+        return []
+
+    monkeypatch.setattr(monitor, "_in_band", in_band)
+    monkeypatch.setattr(monitor, "yank", yank)
+    asyncio.run(monitor._end_switchover(1.0))
+    assert (done, left) == (told, [])
+    assert bool(monitor.qemu.flags["switchover_ended"]) is ended
+    assert monitor.qemu.migration == answers[-1]
+
+
 # --- the record writer ------------------------------------------------------------------------------------------
 
 
